@@ -1,0 +1,115 @@
+// The host's side of the connectivity kernel: data laid out for it, rows shared among threads.
+#include "connectivity_host.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "cpu.hpp"
+#include "parallel.hpp"
+
+namespace lmn {
+
+#if defined(__x86_64__)
+namespace x86_64_v4 {
+extern const Kernel kernel;
+}
+namespace x86_64_v3 {
+extern const Kernel kernel;
+}
+#endif
+namespace baseline {
+extern const Kernel kernel;
+}
+
+const Kernel& connectivity_kernel(const std::string& isa) {
+    const auto sets = instruction_sets();
+    const std::string name = isa.empty() ? sets.front() : isa;
+    if (std::find(sets.begin(), sets.end(), name) == sets.end())
+        throw std::invalid_argument("instruction set '" + name + "' is not one that this machine runs");
+#if defined(__x86_64__)
+    if (name == "x86_64_v4") return x86_64_v4::kernel;
+    if (name == "x86_64_v3") return x86_64_v3::kernel;
+#endif
+    return baseline::kernel;
+}
+
+namespace {
+
+// (n, units) to [block][unit][lane], the last block filled up with the last sample.
+Aligned<double> blocked(const double* values, int64_t n, int64_t units) {
+    const int64_t blocks = (n + kBlock - 1) / kBlock;
+    auto out = aligned<double>(blocks * units * kBlock);
+    for (int64_t block = 0; block < blocks; ++block)
+        for (int64_t lane = 0; lane < kBlock; ++lane) {
+            const double* sample = values + std::min(n - 1, block * kBlock + lane) * units;
+            for (int64_t c = 0; c < units; ++c) out[(block * units + c) * kBlock + lane] = sample[c];
+        }
+    return out;
+}
+
+template <class T>
+Aligned<T> converted(const double* values, int64_t count) {
+    auto out = aligned<T>(count);
+    for (int64_t i = 0; i < count; ++i) out[i] = T(values[i]);
+    return out;
+}
+
+// (outputs, units) to [output block][unit][output in block].
+template <class T>
+Aligned<T> packed(const double* weights, int64_t outputs, int64_t units, int64_t block_outputs) {
+    auto out = aligned<T>(outputs * units);
+    const int64_t blocks = (outputs + block_outputs - 1) / block_outputs;
+    T* to = out.get();
+    for (int64_t b = 0, k = 0; b < blocks; ++b) {
+        const int64_t count = outputs / blocks + (b < outputs % blocks);
+        for (int64_t c = 0; c < units; ++c)
+            for (int64_t o = 0; o < count; ++o) *to++ = T(weights[(k + o) * units + c]);
+        k += count;
+    }
+    return out;
+}
+
+}  // namespace
+
+Connectivity::Connectivity(int64_t n_points, int m, int64_t n_out, const std::vector<LayerData>& layers, const double* y,
+                           const double* noise_f32, const double* noise_f64, double tolerance, const std::string& isa)
+    : kernel_(connectivity_kernel(isa)) {
+    for (const LayerData& data : layers) {
+        Layer layer{};
+        layer.units = int(data.units);
+        layer.outputs = int(data.outputs);
+        layer.core = data.core;
+        layer.p0 = data.p0;
+        layer.p1 = data.p1;
+        doubles_.push_back(blocked(data.z, n_points, data.units));
+        layer.z = doubles_.back().get();
+        layer.f32 = arrays(data, floats_);
+        layer.f64 = arrays(data, doubles_);
+        layers_.push_back(layer);
+    }
+    doubles_.push_back(blocked(y, n_points, n_out));
+    const double* y_blocked = doubles_.back().get();
+    doubles_.push_back(converted<double>(noise_f32, n_out));
+    const double* noise32 = doubles_.back().get();
+    doubles_.push_back(converted<double>(noise_f64, n_out));
+    chain_ = {n_points, m, int(layers_.size()), layers_.data(), int(n_out), y_blocked, noise32, doubles_.back().get(), tolerance};
+}
+
+template <class T>
+LayerArrays<T> Connectivity::arrays(const LayerData& data, std::vector<Aligned<T>>& keep) const {
+    const auto kept = [&](Aligned<T> array) { return keep.emplace_back(std::move(array)).get(); };
+    return {kept(converted<T>(data.scale, data.units)), kept(converted<T>(data.slope, data.units)),
+            data.weights ? kept(packed<T>(data.weights, data.outputs, data.units, kernel_.block_outputs)) : nullptr};
+}
+
+int64_t Connectivity::rows(int64_t first, int64_t last, bool single, int threads, Output out) {
+    const size_t bytes = size_t(kernel_.scratch_bytes(chain_)) + 64;
+    while (scratch_.size() < size_t(threads)) scratch_.push_back(aligned<char>(bytes));
+    std::atomic<int64_t> redone{0};
+    parallel_for(first, last, threads, [&](int64_t i, int worker) {
+        redone += kernel_.row(chain_, i, single, out, scratch_[worker].get());
+    });
+    return redone;
+}
+
+}  // namespace lmn

@@ -1,0 +1,36 @@
+// A loop whose iterations are handed out one at a time: each writes its own results, so their order does not matter.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace lmn {
+
+// Calls body(index, worker) for first <= index < last on `workers` threads, this one among them.
+template <class Body>
+void parallel_for(int64_t first, int64_t last, int workers, Body body) {
+    std::atomic<int64_t> next{first};
+    std::exception_ptr failure;
+    std::mutex mutex;
+    const auto work = [&](int worker) {
+        try {
+            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < last;) body(i, worker);
+        } catch (...) {
+            const std::lock_guard lock(mutex);
+            if (!failure) failure = std::current_exception();
+            next = last;
+        }
+    };
+    {
+        std::vector<std::jthread> threads;
+        for (int worker = 1; worker < workers && worker < last - first; ++worker) threads.emplace_back(work, worker);
+        work(0);
+    }
+    if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace lmn
