@@ -1,0 +1,26 @@
+"""How complex is the function inside a PyTorch network?
+
+``lmn.measure(model, grid)`` gives its linear mapping number over the points of a grid; see README.md.
+"""
+
+from lmn._core import __version__
+from lmn.backends import available_backends
+from lmn.connectivity import connectivity
+from lmn.errors import LmnError
+from lmn.grid import box, line, plane
+from lmn.measure import measure
+from lmn.measurement import Measurement
+from lmn.spectrum import linear_mapping_number
+
+__all__ = [
+    "LmnError",
+    "Measurement",
+    "__version__",
+    "available_backends",
+    "box",
+    "connectivity",
+    "line",
+    "linear_mapping_number",
+    "measure",
+    "plane",
+]

@@ -1,0 +1,107 @@
+"""What every backend is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from lmn.kernels.activations import Activation, core_values
+
+Progress = Callable[[int], None]  # called with the number of pairs just done
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """An activation and the affine map after it.
+
+    Attributes
+    ----------
+    z : ndarray of shape (n_points, n_hidden), float64
+        The samples' pre-activations.
+    activation : Activation
+    weight : ndarray of shape (n_next, n_hidden), float64, or None
+        None after the last activation of a chain that ends in it. Biases act through z and y.
+    """
+
+    z: np.ndarray
+    activation: Activation
+    weight: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """A tail that alternates activations and affine maps, its first affine map already applied to the samples.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+        None where the tail is affine.
+    y : ndarray of shape (n_points, n_out), float64
+        The samples' outputs.
+    """
+
+    layers: tuple[Layer, ...]
+    y: np.ndarray
+
+    def rounding_noise(self, dtype: type[np.floating]) -> np.ndarray:
+        """Estimated variance of an output's deviation along a segment from rounding in dtype, shape (n_out,).
+
+        A core at a point is wrong by about two units in the last place of its usual size among the samples; the errors of the
+        units are independent and add up through the weights.
+        """
+        ulp = float(np.finfo(dtype).eps) / 2
+        noise = np.zeros(self.layers[0].z.shape[1] if self.layers else self.y.shape[1])
+        for layer in self.layers:
+            act = layer.activation
+            scale, slope = act.by_unit(layer.z.shape[1])
+            size = np.sqrt(np.mean(core_values(act.core, layer.z, act.p0, act.p1) ** 2, axis=0))
+            noise = noise * (np.abs(scale) + np.abs(slope)) ** 2 + (2 * ulp * scale * size) ** 2
+            if layer.weight is not None:
+                noise = layer.weight**2 @ noise
+        return noise
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Linear connectivity of a tail over samples.
+
+    Attributes
+    ----------
+    samples : Tensor of shape (n_points, ...), float32 or float64
+        Their dtype is the one that is computed in.
+    tail : callable
+        (batch, ...) to (batch, n_out), in the dtype of its argument, which it may overwrite.
+    y : Tensor of shape (n_points, n_out), float64, on the samples' device
+        The samples' outputs, computed in float64 where the tail allows it.
+    m : int
+        Points a segment, both ends included.
+    chain : Chain or None
+        The tail's arrays where it is a chain and the samples are on the CPU.
+    why_no_chain : str
+    widest : int
+        Values a sample in the widest intermediate result of the tail.
+    double : bool
+        Whether the tail can be computed in float64.
+    threads : int
+    """
+
+    samples: Tensor
+    tail: Callable[[Tensor], Tensor]
+    y: Tensor
+    m: int
+    chain: Chain | None
+    why_no_chain: str
+    widest: int
+    double: bool
+    threads: int
+
+    @property
+    def n_points(self) -> int:
+        return len(self.samples)
+
+
+# A pair whose L is wrong by more than this, by the kernel's own estimate of its float32 rounding, is done again in float64.
+TOLERANCE = 2e-6

@@ -1,0 +1,88 @@
+"""Any tail on any device, by PyTorch: chunks of pairs that fit the cache, three sums a pair and output, no path kept.
+
+The deviation from the chord is taken of the outputs: u(λ) = y(λ) - y_i - λ (y_j - y_i) is zero at both ends, so the m - 2
+interior points are all that is run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lmn.kernels.connectivity.pairs import n_pairs, pairs
+from lmn.kernels.connectivity.problem import TOLERANCE, Problem, Progress
+
+_CACHE_BYTES = 1 << 20  # a core's share of cache: the widest intermediate result of a chunk is kept under it
+_GPU_BYTES = 1 << 28
+_MOST_PAIRS = 1 << 16
+
+
+def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
+    """Fill ``out``, shape (n_points, n_points). Returns the number of pairs done again in float64."""
+    n, total = problem.n_points, n_pairs(problem.n_points)
+    out.fill_diagonal_(1)
+    single = problem.samples.dtype == torch.float32
+    with torch.no_grad():
+        runner = _Runner(problem, problem.samples)
+        again = _Runner(problem, problem.samples.double()) if single and problem.double else None
+        redone = 0
+        chunk = runner.pairs_a_chunk()
+        for first in range(0, total, chunk):
+            last = min(first + chunk, total)
+            i, j = (torch.from_numpy(x).to(out.device) for x in pairs(first, last, n))
+            r2, error = runner.r2(i, j)
+            out[i, j] = out[j, i] = r2.to(out.dtype)
+            wrong = ~(error <= TOLERANCE)
+            if again is not None and bool(wrong.any()):
+                i, j = i[wrong], j[wrong]
+                redone += len(i)
+                for part in range(0, len(i), again.pairs_a_chunk()):
+                    these = slice(part, part + again.pairs_a_chunk())
+                    r2, _ = again.r2(i[these], j[these])
+                    out[i[these], j[these]] = out[j[these], i[these]] = r2.to(out.dtype)
+            progress(last - first)
+    return redone
+
+
+class _Runner:
+    def __init__(self, problem: Problem, h: Tensor) -> None:
+        self._problem = problem
+        self._h = h
+        m, n_out = problem.m, problem.y.shape[1]
+        t = torch.arange(1, m - 1, device=h.device, dtype=torch.float64) / (m - 1)
+        self._t = t.to(h.dtype)
+        self._moments = torch.stack([torch.ones_like(t), t - 0.5]).to(h.dtype)  # (2, m - 2)
+        self._y = torch.cat([problem.tail(part.clone()) for part in h.split(256)])
+        if h.dtype == torch.float32:
+            self._noise = ((self._y.double() - problem.y) ** 2).mean(0)
+        else:
+            self._noise = (8 * torch.finfo(torch.float64).eps * problem.y.abs().amax(0)) ** 2
+        assert self._noise.shape == (n_out,)
+
+    def pairs_a_chunk(self) -> int:
+        cuda = self._h.device.type != "cpu"
+        bytes_a_pair = (self._problem.m - 2) * self._problem.widest * self._h.element_size()
+        budget = _GPU_BYTES if cuda else _CACHE_BYTES * self._problem.threads
+        return max(1, min(_MOST_PAIRS, budget // bytes_a_pair))
+
+    def r2(self, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+        """L of pairs, shape (n_pairs,), float64, and the estimated rounding error of each."""
+        m, problem = self._problem.m, self._problem
+        h_i, t = self._h[i], self._t.reshape(-1, *[1] * self._h.ndim)
+        path = torch.addcmul(h_i, t, self._h[j] - h_i)  # (m - 2, n_pairs, ...)
+        y = problem.tail(path.flatten(0, 1)).reshape(m - 2, len(i), -1)
+        y_i = self._y[i]
+        u = y - torch.addcmul(y_i, self._t[:, None, None], self._y[j] - y_i)
+        sums = (self._moments @ u.flatten(1)).reshape(2, *y_i.shape).double()
+        squares = torch.linalg.vector_norm(u, dim=0).double().square()
+        sxx = m * (m + 1) / (12 * (m - 1))
+        sxy = (problem.y[j] - problem.y[i]) * sxx + sums[1]
+        rest = (squares - sums[0] ** 2 / m - sums[1] ** 2 / sxx).clamp(min=0)
+        total = sxy**2 / sxx + rest
+        noise = self._noise * (m - 2)
+        if u.dtype == torch.float64:
+            unexplained = torch.where(total <= 1e4 * noise, total * 0, rest / total)
+            return 1 - unexplained.mean(1), torch.zeros_like(total[:, 0])
+        error = torch.where(total > 0, (noise + 2 * (self._noise * rest).sqrt()) / total, (noise > 0).double())
+        unexplained = torch.where(total > 0, rest / total, total)
+        return 1 - unexplained.mean(1), error.clamp(max=1).mean(1)

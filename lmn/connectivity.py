@@ -1,0 +1,243 @@
+"""Linear connectivity: validate, plan, dispatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lmn.backends import check_name, choose
+from lmn.errors import LmnError
+from lmn.grid import RegularGrid, Samples, as_grid
+from lmn.kernels.activations import Activation, activation
+from lmn.kernels.connectivity.pairs import n_pairs
+from lmn.kernels.connectivity.problem import Chain, Layer, Problem
+from lmn.lowering import Affine, ChainStep, NotAChain
+from lmn.network import Network, Select, unwrapped
+
+_TAIL_BATCH = 256  # samples that are run through the tail at a time
+_WIDEST_DIAGONAL = 2048  # values: a scaling between two activations is given to the kernels as a matrix
+
+
+def connectivity(
+    model: nn.Module,
+    grid: Any,
+    *,
+    tap: str | None = None,
+    select: Select | None = None,
+    backend: str = "auto",
+    m: int = 21,
+    threads: int | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """The linear connectivity matrix of a model over the points of a grid.
+
+    With h_i the activation of sample i at the tap and f the tail (tap to output), L_ij is the mean over output dimensions k of
+    the squared Pearson correlation r²(y_k(λ), λ) of y(λ) = f(h_i + λ (h_j - h_i)) over m uniform λ in [0, 1]; L_ii = 1
+    (Liu, Zhong, Tegmark 2023, arXiv 2310.05918, eq. 1-2). An output that is constant along a segment is an affine function of
+    λ, and its r², 0/0 in the formula, is 1.
+
+    Parameters
+    ----------
+    model, grid, tap, select, backend, m, threads, progress
+        As for :func:`lmn.measure`. All points are taken: the cost and the matrix grow with n_points².
+
+    Returns
+    -------
+    Tensor of shape (n_points, n_points), float32 or float64, on the samples' device
+        Symmetric, with entries in [0, 1]; float64 where the samples at the tap are.
+
+    Raises
+    ------
+    LmnError
+        Input that can't be measured; the message says what to do.
+    """
+    with Subject(model, as_grid(grid), tap=tap, select=select) as subject:
+        return compute(subject, None, backend=backend, m=m, threads=threads, progress=progress).matrix
+
+
+class Subject:
+    """A network on a grid, open for measuring: a context in which the model is in evaluation mode, and left as it was."""
+
+    def __init__(
+        self, model: nn.Module, grid: Samples | RegularGrid, tap: str | None = None, select: Select | None = None
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise LmnError(f"the model is {type(model).__name__}; give a torch.nn.Module.")
+        self.model = unwrapped(model)
+        self.grid = grid
+        like = _like(self.model)
+        example = grid.at(torch.arange(min(3, grid.n_points)), like)
+        if tap is None and not example.is_floating_point():
+            raise LmnError(
+                f"the samples are of dtype {example.dtype} and have no points between them; name the submodule whose output is "
+                "to be interpolated, e.g. tap='embedding'."
+            )
+        if tap is None and like is not None and example.dtype != like.dtype:
+            raise LmnError(
+                f"the samples are {example.dtype} and the model is {like.dtype}; pass samples.to({like.dtype}), or model.double()."
+            )
+        if like is not None and example.device != like.device:
+            raise LmnError(f"the samples are on {example.device} and the model is on {like.device}; move one of them.")
+        self._like = like
+        self.network = Network(self.model, example, tap, select)
+
+    def __enter__(self) -> Subject:
+        self._reading = self.network.reading()
+        self._reading.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._reading.__exit__(*exception)
+
+    def samples(self, indices: Tensor | None) -> Tensor:
+        """The activations at the tap of the points of the given indices (all: None), float32 or float64."""
+        if indices is None:
+            indices = torch.arange(self.grid.n_points)
+        h = torch.cat([self.network.samples(self.grid.at(part, self._like)) for part in indices.split(1024)])
+        if not h.is_floating_point():
+            raise LmnError(f"the tap's output is of dtype {h.dtype}; tap a submodule with a real-valued output.")
+        if not bool(torch.isfinite(h).all()):
+            raise LmnError("the activations at the tap are not finite (NaN or infinity); is the training diverged?")
+        return h if h.dtype == torch.float64 else h.float()
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """A connectivity matrix and how it came about."""
+
+    matrix: Tensor
+    backend: str
+    path: str
+    dtype: str
+    n_redone: int
+    notes: tuple[str, ...]
+
+
+def compute(
+    subject: Subject,
+    indices: Tensor | None,
+    *,
+    backend: str,
+    m: int,
+    threads: int | None,
+    progress: bool,
+    dtype: torch.dtype | None = None,
+) -> Computed:
+    """Linear connectivity over the points of the given indices, as a matrix of the given dtype (default: the samples')."""
+    check_name("connectivity", backend)
+    if not isinstance(m, int) or m < 3:
+        raise LmnError(f"m is the number of points a segment, at least 3; got {m!r}.")
+    h = subject.samples(indices)
+    if threads is not None and threads < 1:
+        raise LmnError(f"threads must be at least 1; got {threads!r}.")
+    problem, notes = plan(subject.network, h, m, threads or torch.get_num_threads())
+    n = problem.n_points
+    try:
+        out = torch.empty(n, n, dtype=dtype or h.dtype, device=h.device)
+    except RuntimeError as error:
+        raise LmnError(f"the matrix of {n} x {n} points does not fit into memory; take fewer points.") from error
+    chosen = choose("connectivity", backend, problem)
+    run: Callable[..., int] = chosen.load("connectivity")
+    with tqdm(
+        total=n_pairs(n), desc="connectivity", unit="pair", unit_scale=True, delay=1, leave=False, disable=not progress
+    ) as bar:
+        redone = run(problem, out, bar.update)
+    if not bool(torch.isfinite(out.sum())):
+        raise LmnError(
+            "the model's output is not finite (NaN or infinity) on a segment between two samples, though it is at the samples."
+        )
+    path = "chain" if chosen.takes_chains else subject.network.path
+    return Computed(out, chosen.name, path, _dtype_name(h.dtype), redone, notes)
+
+
+def plan(network: Network, h: Tensor, m: int, threads: int) -> tuple[Problem, tuple[str, ...]]:
+    """The problem for the kernels, and what to tell the reader."""
+    notes: list[str] = []
+    chain, why = None, ""
+    steps = network.chain() if h.device.type == "cpu" else NotAChain(f"the samples are on {h.device.type}")
+    assembled = steps if isinstance(steps, NotAChain) else _assembled(steps, h.flatten(1).double())
+    if isinstance(assembled, NotAChain):
+        why = assembled.why
+    else:
+        chain = assembled
+    if network.path == "whole model":
+        notes.append(f"the model was run whole, with the tap's output substituted: it could not be traced ({network.why})")
+    double = True
+    if chain is not None:
+        y = torch.from_numpy(chain.y)
+    else:
+        try:
+            y = torch.cat([network.tail(part.double()) for part in h.split(_TAIL_BATCH)])
+        except RuntimeError as error:
+            double = False
+            y = torch.cat([network.tail(part.clone()) for part in h.split(_TAIL_BATCH)]).double()
+            reason = str(error).splitlines()[0]
+            notes.append(f"the model can't be computed in float64 ({reason}): nearly equal outputs keep float32's error")
+    if not bool(torch.isfinite(y).all()):
+        raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
+    problem = Problem(h, network.tail, y, m, chain, why, network.widest, double, threads)
+    return problem, tuple(notes)
+
+
+def _assembled(steps: list[ChainStep], x: Tensor) -> Chain | NotAChain:
+    """Layers for the kernels: the first affine maps applied to the samples, exactly one between two activations.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n_points, n_in), float64
+    """
+    layers: list[Layer] = []
+    start: tuple[Tensor, Activation] | None = None  # the open layer: pre-activations, activation
+    affine: Affine | None = None  # and the affine map after it, so far
+
+    def close() -> None:
+        assert start is not None
+        weight = affine.dense.numpy() if affine is not None else None
+        layers.append(Layer(start[0].numpy(), start[1], weight))
+
+    for step in steps:
+        before = x
+        x = step(x) if isinstance(step, Affine) else step.function(x)
+        if isinstance(step, Activation):
+            if start is not None:
+                affine = affine or _scaling(before.shape[1])
+                if affine.diagonal and before.shape[1] > _WIDEST_DIAGONAL:
+                    return NotAChain(f"a scaling of {before.shape[1]} values stands between two activations")
+                close()
+            start, affine = (before, step), None
+        elif start is not None:
+            if affine is not None and _composition_costs_more(affine, step):
+                close()
+                start, affine = (before, activation("identity")), step
+            else:
+                affine = step if affine is None else affine.then(step)
+    if start is not None:
+        close()
+    return Chain(tuple(layers), x.numpy())
+
+
+def _scaling(n: int) -> Affine:
+    return Affine(torch.ones(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64))
+
+
+def _composition_costs_more(first: Affine, second: Affine) -> bool:
+    """Whether the product of two maps has more entries than the two together: a bottleneck."""
+    if first.diagonal or second.diagonal:
+        return False
+    return len(second.weight) * first.weight.shape[1] > first.weight.numel() + second.weight.numel()
+
+
+def _like(model: nn.Module) -> Tensor | None:
+    """A parameter or buffer that shows the model's device and dtype."""
+    tensors = (tensor for group in (model.parameters(), model.buffers()) for tensor in group if tensor.is_floating_point())
+    return next(tensors, None)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,222 @@
+"""Where a network is measured: samples, or a regular grid whose points are made when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmn.errors import LmnError
+
+GridLike = "Grid | Tensor | np.ndarray[Any, Any]"
+
+
+class Grid(Protocol):
+    """A sequence of points in the model's input space."""
+
+    @property
+    def n_points(self) -> int: ...
+
+    def at(self, indices: Tensor, like: Tensor | None = None) -> Tensor:
+        """The points of the given indices, shape (len(indices), ...), on the device and in the dtype of ``like``."""
+        ...
+
+    def described(self) -> str: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Given points: a tensor or array of shape (n_points, ...)."""
+
+    values: Tensor
+    from_numpy: bool = False
+
+    @property
+    def n_points(self) -> int:
+        return len(self.values)
+
+    def at(self, indices: Tensor, like: Tensor | None = None) -> Tensor:
+        points = self.values[indices.to(self.values.device)]
+        if self.from_numpy and like is not None:
+            # NumPy has no device and makes float64 by itself, so an array follows the model; a tensor says what it is.
+            points = points.to(like.device, like.dtype if points.is_floating_point() else None)
+        return points
+
+    def described(self) -> str:
+        return f"{self.n_points} samples"
+
+
+@dataclass(frozen=True, eq=False)
+class RegularGrid:
+    """Points origin + Σ_a t_a axis_a, t_a in ``counts[a]`` uniform steps of [0, 1] with both ends; the last axis runs fastest.
+
+    Attributes
+    ----------
+    kind : {"box", "plane", "line"}
+    origin : Tensor of any shape, float64
+        The input at t = 0; its shape is the shape of one input.
+    axes : Tensor of shape (n_axes, *origin.shape), float64
+    counts : tuple of int
+    """
+
+    kind: str
+    origin: Tensor
+    axes: Tensor
+    counts: tuple[int, ...]
+
+    @property
+    def n_points(self) -> int:
+        return int(np.prod(self.counts, dtype=object))
+
+    def at(self, indices: Tensor, like: Tensor | None = None) -> Tensor:
+        rest = indices.to("cpu", torch.int64)
+        offsets = []
+        for count in reversed(self.counts):
+            offsets.append((rest % count).double() / max(count - 1, 1))
+            rest = rest // count
+        t = torch.stack(offsets[::-1], dim=1)  # (n, n_axes)
+        points = (self.origin.reshape(1, -1) + t @ self.axes.reshape(len(self.axes), -1)).reshape(-1, *self.origin.shape)
+        device, dtype = (like.device, like.dtype) if like is not None else (None, torch.get_default_dtype())
+        return points.to(device, dtype)
+
+    def described(self) -> str:
+        return f"{self.kind} of {' x '.join(map(str, self.counts))} points"
+
+
+def box(
+    low: float | Sequence[float] | Tensor, high: float | Sequence[float] | Tensor, n: int | Sequence[int]
+) -> RegularGrid:
+    """A regular grid over an axis-parallel box of an input space of as many dimensions.
+
+    Parameters
+    ----------
+    low, high : float or sequence of shape (n_in,)
+        The corners; a number stands for all axes. Both ends are grid points.
+    n : int or sequence of shape (n_in,)
+        Points an axis. At least one of the three gives the dimension by being a sequence.
+
+    Returns
+    -------
+    RegularGrid
+        Its points are generated when they are needed and never stored.
+
+    Raises
+    ------
+    LmnError
+        low not below high, not finite, lengths that differ, no dimension given, or n below 1.
+
+    Examples
+    --------
+    >>> lmn.box([-1, -1], [1, 1], 64).n_points
+    4096
+    """
+    lows, highs = _vector(low, "low"), _vector(high, "high")
+    lengths = {len(v) for v in (lows, highs) if v.ndim} | ({len(n)} if isinstance(n, Sequence) else set())
+    if not lengths:
+        raise LmnError(
+            "a box of numbers has no dimension: give low, high or n as a sequence with an entry for each input, "
+            "e.g. lmn.box([-1, -1], [1, 1], 64)."
+        )
+    if len(lengths) > 1:
+        raise LmnError(f"low, high and n must have as many entries as the model has inputs; got lengths {sorted(lengths)}.")
+    (n_in,) = lengths
+    lows, highs = lows.expand(n_in), highs.expand(n_in)
+    if not bool((lows < highs).all()):
+        raise LmnError(f"a box needs low < high on every axis; got low {lows.tolist()} and high {highs.tolist()}.")
+    return RegularGrid("box", lows.clone(), torch.diag(highs - lows), _counts(n, n_in))
+
+
+def plane(a: Any, b: Any, c: Any, n: int | Sequence[int]) -> RegularGrid:
+    """A regular grid over the parallelogram a + s (b - a) + t (c - a), s and t in [0, 1], of any input space.
+
+    Parameters
+    ----------
+    a, b, c : Tensor, ndarray or sequence of one shape
+        Three anchors, each one input of the model (an image, a vector); they must not lie on a line.
+    n : int or two ints
+        Points an axis, both ends included.
+
+    Raises
+    ------
+    LmnError
+        Anchors of different shapes, not finite, or on one line.
+    """
+    anchors = [_vector(x, name) for x, name in ((a, "a"), (b, "b"), (c, "c"))]
+    _require_one_shape(anchors, "three anchors")
+    axes = torch.stack([anchors[1] - anchors[0], anchors[2] - anchors[0]])
+    gram = axes.reshape(2, -1) @ axes.reshape(2, -1).T
+    if not float(torch.linalg.det(gram)) > 1e-24 * float(gram[0, 0] * gram[1, 1]):
+        raise LmnError("the three anchors of a plane lie on one line; use lmn.line, or move one of them.")
+    return RegularGrid("plane", anchors[0], axes, _counts(n, 2))
+
+
+def line(start: Any, stop: Any, n: int) -> RegularGrid:
+    """A regular grid of n points on the segment from start to stop, both included.
+
+    Parameters
+    ----------
+    start, stop : Tensor, ndarray or sequence of one shape
+        Two inputs of the model.
+
+    Raises
+    ------
+    LmnError
+        Ends of different shapes, not finite, or equal.
+    """
+    ends = [_vector(start, "start"), _vector(stop, "stop")]
+    _require_one_shape(ends, "two ends")
+    if torch.equal(ends[0], ends[1]):
+        raise LmnError("the two ends of a line are equal; give two different inputs.")
+    return RegularGrid("line", ends[0], (ends[1] - ends[0])[None], _counts(n, 1))
+
+
+def as_grid(grid: Any) -> Samples | RegularGrid:
+    """A Grid from what a caller gives: itself, a tensor, or a NumPy array."""
+    if isinstance(grid, Samples | RegularGrid):
+        return grid
+    from_numpy = isinstance(grid, np.ndarray)
+    if from_numpy:
+        try:
+            grid = torch.from_numpy(np.ascontiguousarray(grid))
+        except TypeError as error:
+            raise LmnError(f"the samples are an array of dtype {grid.dtype}; give numbers.") from error
+    if not isinstance(grid, Tensor):
+        raise LmnError(
+            f"the grid is {type(grid).__name__}; give the samples as a tensor or a NumPy array with the batch first, or a "
+            "regular grid by lmn.box, lmn.plane or lmn.line."
+        )
+    if grid.ndim == 0 or len(grid) == 0:
+        raise LmnError(f"the grid is empty: samples of shape {tuple(grid.shape)}; give at least one sample, the batch first.")
+    if grid.is_complex():
+        raise LmnError(f"the samples are of dtype {grid.dtype}; give real ones.")
+    if grid.is_floating_point() and not bool(torch.isfinite(grid).all()):
+        bad = int((~torch.isfinite(grid.reshape(len(grid), -1)).all(1)).sum())
+        raise LmnError(f"{bad} of {len(grid)} samples have a NaN or an infinity; remove them first.")
+    return Samples(grid.detach(), from_numpy)
+
+
+def _vector(x: Any, name: str) -> Tensor:
+    try:
+        vector = x.detach().to("cpu", torch.float64) if isinstance(x, Tensor) else torch.as_tensor(x, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LmnError(f"{name} must be numbers; got {x!r}.") from error
+    if not bool(torch.isfinite(vector).all()):
+        raise LmnError(f"{name} has a NaN or an infinity.")
+    return vector
+
+
+def _require_one_shape(points: Sequence[Tensor], what: str) -> None:
+    shapes = {tuple(point.shape) for point in points}
+    if len(shapes) > 1 or shapes == {()}:
+        raise LmnError(f"the {what} must be inputs of one shape; got shapes {[tuple(p.shape) for p in points]}.")
+
+
+def _counts(n: int | Sequence[int], n_axes: int) -> tuple[int, ...]:
+    counts = (n,) * n_axes if isinstance(n, int) else tuple(n)
+    if len(counts) != n_axes or not all(isinstance(c, int | np.integer) and c >= 1 for c in counts):
+        raise LmnError(f"n must be a positive whole number of points, or {n_axes} of them (one an axis); got {n!r}.")
+    return tuple(int(c) for c in counts)

@@ -1,0 +1,387 @@
+"""A model as a function of its samples: traced, cut at the tap, and kept readable as it trains."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lmn.errors import LmnError
+from lmn.lowering import ChainStep, NotAChain, lower
+from lmn.preserve import preserved
+
+Select = Callable[[Any], Tensor]
+
+_PREFIX_BATCH = 1024  # samples that are run to the tap at a time
+
+
+class Network:
+    """The tail of a model: the function from a submodule's output (the tap) to the model's output.
+
+    The structure is traced once; the weights are read at each use, so a Network stays valid while the model trains.
+
+    Parameters
+    ----------
+    model : nn.Module
+    example : Tensor of shape (n_example, ...)
+        Two or three inputs of the model. Their values matter only to the checks.
+    tap : str, optional
+        Name of a submodule, as in ``model.named_modules()``; its output is the sample. Default: the samples are the inputs.
+    select : callable, optional
+        Picks the tensor to measure from the model's output, e.g. ``lambda out: out.logits[:, -1]``.
+
+    Attributes
+    ----------
+    path : {"traced", "whole model"}
+        How the tail is run: as a graph cut at the tap, or as the whole model with the tap's output substituted.
+    why : str
+        Why the model is run whole, or an empty string.
+    n_out : int
+        Outputs a sample, flattened.
+    widest : int
+        The largest number of values a sample in any intermediate result of the tail.
+
+    Raises
+    ------
+    LmnError
+        Unknown tap, a tap that is not called once or gives no tensor, an output that is no tensor or depends on the input by
+        a way around the tap, samples that influence each other, a model that takes several inputs.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor, tap: str | None = None, select: Select | None = None) -> None:
+        model = unwrapped(model)
+        self.model = model
+        self.tap = tap or None
+        self.select = select
+        self._tap_module = _submodule(model, self.tap)
+        self._root = _Root(model, select)
+        self._casts: dict[torch.dtype, dict[str, Tensor]] = {}
+        self._graph: fx.GraphModule | None = None
+        self._graph_takes_input = False
+        with self.reading():
+            _check_takes_one_input(model)
+            inputs = _three_rows(example)
+            outputs = self._checked_run(inputs)
+            samples = self._run_to_tap(inputs)
+            self.sample_shape = samples.shape[1:]
+            self._example = samples[:2].clone()
+            self._dummy = inputs[:1]
+            self._check_no_way_around(inputs, samples)
+            self.path, self.why = self._trace(samples, outputs)
+            self.n_out = outputs.shape[1]
+            with _Widest() as widest:
+                self._tail(samples)
+            self.widest = max(1, widest.numel // len(samples), self.sample_shape.numel())
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """The model in evaluation mode, left as it was afterwards; enclose every use of ``samples``, ``tail``, ``chain``."""
+        with preserved(self.model):
+            try:
+                yield
+            finally:
+                self._casts.clear()
+
+    def samples(self, inputs: Tensor) -> Tensor:
+        """The activations at the tap, shape (n_points, *sample_shape)."""
+        return torch.cat([self._run_to_tap(batch) for batch in inputs.split(_PREFIX_BATCH)])
+
+    def tail(self, h: Tensor) -> Tensor:
+        """The model's output, flattened to (n_points, n_out), from samples h of shape (n_points, *sample_shape).
+
+        Computed in h's dtype: the parameters are cast where they have another. h may be overwritten.
+        """
+        return self._tail(h)
+
+    def chain(self) -> list[ChainStep] | NotAChain:
+        """The tail as an alternation of affine maps and activations with the weights of now, or why it is none."""
+        if self._graph is None or self._graph_takes_input:
+            return NotAChain("the model is run whole" if self._graph is None else "the tail reads the model's input")
+        return lower(self._graph, self._example)
+
+    # -- running ---------------------------------------------------------------------------------------------------------
+
+    def _tail(self, h: Tensor) -> Tensor:
+        if self._graph is not None:
+            inputs = (self._expanded_dummy(h), h) if self._graph_takes_input else (h,)
+            return self._in_dtype(self._graph, h.dtype, inputs)
+        return self._substituted(self._expanded_dummy(h), h)
+
+    def _substituted(self, inputs: Tensor, h: Tensor) -> Tensor:
+        """The whole model on inputs, with h for the tap's output."""
+        if self._tap_module is None:
+            return self._in_dtype(self._root, h.dtype, (h,))
+        handle = self._tap_module.register_forward_hook(lambda *_: h)
+        try:
+            return self._in_dtype(self._root, h.dtype, (inputs,))
+        finally:
+            handle.remove()
+
+    def _in_dtype(self, module: nn.Module, dtype: torch.dtype, inputs: tuple[Tensor, ...]) -> Tensor:
+        if dtype not in self._casts:
+            named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+            floating = {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
+            same = all(tensor.dtype == dtype for tensor in floating.values())
+            self._casts[dtype] = {} if same else {name: tensor.to(dtype) for name, tensor in floating.items()}
+        cast = self._casts[dtype]
+        inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+        out: Tensor = functional_call(module, cast, inputs) if cast else module(*inputs)
+        return out.flatten(1)
+
+    def _expanded_dummy(self, h: Tensor) -> Tensor:
+        return self._dummy.expand(len(h), *self._dummy.shape[1:])
+
+    def _run_to_tap(self, inputs: Tensor) -> Tensor:
+        if self._tap_module is None:
+            return inputs
+        return _outputs_of(self._tap_module, self._root, inputs, str(self.tap))
+
+    # -- checks ----------------------------------------------------------------------------------------------------------
+
+    def _checked_run(self, inputs: Tensor) -> Tensor:
+        """The model's outputs for a small batch, after checking that a sample's output is its own."""
+        try:
+            together: Tensor = self._root(inputs)
+            alone = torch.cat([self._root(inputs[i : i + 1]) for i in range(len(inputs))])
+        except LmnError:
+            raise
+        except Exception as error:
+            raise LmnError(
+                f"the model can't be run on the grid's samples, {_described(inputs)}: {type(error).__name__}: {error}"
+            ) from error
+        if together.shape[:1] != inputs.shape[:1]:
+            raise LmnError(
+                f"the output's first dimension must be the batch; {len(inputs)} samples gave an output of shape "
+                f"{tuple(together.shape)}. Pick or transpose it with select=."
+            )
+        if not together.is_floating_point():
+            raise LmnError(f"the output is of dtype {together.dtype}; pick a real-valued one with select=.")
+        if not torch.isfinite(together).all():
+            raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
+        tolerance = 1e-2 if together.dtype in (torch.float16, torch.bfloat16) else 1e-3
+        if alone.shape != together.shape or (together - alone).abs().max() > tolerance * together.abs().max():
+            raise LmnError(
+                "a sample's output changes with the batch it is in, or from call to call (attention or normalisation across "
+                "the batch, or randomness that evaluation mode does not switch off): such a model has no function of a sample."
+            )
+        return together.flatten(1)
+
+    def _check_no_way_around(self, inputs: Tensor, samples: Tensor) -> None:
+        """With the tap's output substituted, the model's own input must not matter."""
+        if self._tap_module is None or inputs.dtype == torch.bool or torch.equal(inputs[0], inputs[1]):
+            return
+        one, other = inputs[:1].expand_as(inputs), inputs[1:2].expand_as(inputs)
+        a, b = self._substituted(one, samples.clone()), self._substituted(other, samples.clone())
+        if (a - b).abs().max() > 1e-5 * a.abs().max():
+            raise LmnError(
+                f"the output depends on the input by a way around tap {self.tap!r} (a skip connection or a second branch), so "
+                "it is no function of the tap's output; tap a submodule that all paths go through."
+            )
+
+    # -- tracing ---------------------------------------------------------------------------------------------------------
+
+    def _trace(self, samples: Tensor, outputs: Tensor) -> tuple[str, str]:
+        why = ""
+        for trace in (self._trace_symbolically, self._trace_by_running):
+            try:
+                graph, takes_input = trace(samples)
+                self._graph, self._graph_takes_input = graph, takes_input
+                got = self._tail(samples.clone())
+                if torch.allclose(got, outputs, rtol=1e-3, atol=1e-3 * float(outputs.abs().max())):
+                    return "traced", ""
+                why = why or "the traced graph gives other outputs than the model"
+            except Exception as error:  # whatever a tracer can't follow, the model itself can
+                why = why or f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            self._graph = None
+        return "whole model", why
+
+    def _trace_symbolically(self, _: Tensor) -> tuple[fx.GraphModule, bool]:
+        """By torch.fx: 10 ms, and modules stay visible; control flow that looks at tensors can't be followed."""
+        tracer = _Tracer(self._tap_module)
+        graph = tracer.trace(self._root)
+        (x,) = (node for node in graph.nodes if node.op == "placeholder")
+        takes_input = False
+        if self._tap_module is not None:
+            (tap,) = tracer.taps
+            with graph.inserting_after(x):
+                h = graph.placeholder("h")
+            tap.replace_all_uses_with(h)
+            _remove_unused(graph, keep=h)
+            takes_input = bool(x.users)
+            if not takes_input:
+                graph.erase_node(x)
+        graph.lint()
+        return fx.GraphModule(self._root, graph), takes_input
+
+    def _trace_by_running(self, samples: Tensor) -> tuple[fx.GraphModule, bool]:
+        """By running the model with the tap substituted under symbolic shapes: follows any control flow but on values."""
+
+        def run(h: Tensor) -> Tensor:
+            return self._substituted(self._expanded_dummy(h), h)
+
+        graph_module: fx.GraphModule = make_fx(run, tracing_mode="symbolic", pre_dispatch=True)(samples.clone())
+        graph_module.graph.eliminate_dead_code()
+        graph_module.recompile()
+        return graph_module, False
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile's and DistributedDataParallel's wrappers."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        else:
+            return model
+
+
+class _Root(nn.Module):
+    """The model followed by the selection of its output: one tensor with the batch first."""
+
+    def __init__(self, model: nn.Module, select: Select | None) -> None:
+        super().__init__()
+        self.model = model
+        self._select = select
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.model(x)
+        return _one_tensor(self._select(out) if self._select else out, selected=self._select is not None)
+
+
+def _one_tensor(out: Any, selected: bool) -> Tensor:
+    if isinstance(out, Tensor | fx.Proxy):
+        return out  # type: ignore[return-value]
+    logits = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
+    if isinstance(logits, Tensor | fx.Proxy):
+        return logits  # type: ignore[return-value]
+    if isinstance(out, tuple | list) and len(out) == 1:
+        return _one_tensor(out[0], selected)
+    what = "select= returned" if selected else "the model returned"
+    raise LmnError(
+        f"{what} {type(out).__name__}, not one tensor nor something with .logits; "
+        "pick a tensor with select=, e.g. select=lambda out: out[0]."
+    )
+
+
+class _Tracer(fx.Tracer):
+    """Notes the node that the tap's output is, and goes into any module that the tap is inside of."""
+
+    def __init__(self, tap: nn.Module | None) -> None:
+        super().__init__()
+        self._tap = tap
+        self.taps: list[fx.Node] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if self._tap is not None and m is not self._tap and any(child is self._tap for child in m.modules()):
+            return False
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        out = super().call_module(m, forward, args, kwargs)
+        if m is self._tap:
+            if not isinstance(out, fx.Proxy):
+                raise TypeError(f"the tap returned {type(out).__name__}")
+            self.taps.append(out.node)
+        return out
+
+
+def _remove_unused(graph: fx.Graph, keep: fx.Node) -> None:
+    """Remove what the output does not need, unless it may write into something that it does need."""
+    for node in reversed(graph.nodes):
+        if node.users or node.op in ("output", "placeholder") or node is keep:
+            continue
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__")
+        if node.op == "call_method" and in_place or node.op == "call_function" and (in_place or node.kwargs.get("inplace")):
+            raise TypeError(f"'{name}' writes in place and its result is not used")
+        graph.erase_node(node)
+
+
+class _Widest(TorchDispatchMode):
+    """Notes the largest result of any operation, in values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.numel = max(self.numel, out.numel())
+        return out
+
+
+@dataclass
+class _Captured(Exception):  # noqa: N818
+    output: Any
+
+
+def _outputs_of(module: nn.Module, root: nn.Module, inputs: Tensor, tap: str) -> Tensor:
+    """What a submodule returns while the model runs; the rest of the model is not run."""
+
+    def capture(_module: nn.Module, _args: Any, output: Any) -> None:
+        raise _Captured(output)
+
+    handle = module.register_forward_hook(capture)
+    try:
+        root(inputs)
+    except _Captured as captured:
+        output = captured.output
+    else:
+        raise LmnError(f"tap {tap!r} is never called when the model runs; tap a submodule that is.")
+    finally:
+        handle.remove()
+    if not isinstance(output, Tensor):
+        raise LmnError(f"tap {tap!r} returns {type(output).__name__}; tap a submodule whose output is one tensor.")
+    if len(output) != len(inputs):
+        raise LmnError(
+            f"tap {tap!r} gave an output of shape {tuple(output.shape)} for {len(inputs)} samples; "
+            "tap a submodule whose output has the batch first."
+        )
+    return output.detach()
+
+
+def _submodule(model: nn.Module, tap: str | None) -> nn.Module | None:
+    if tap is None:
+        return None
+    modules = dict(model.named_modules(remove_duplicate=False))
+    modules.pop("", None)
+    if tap in modules:
+        return modules[tap]
+    close = difflib.get_close_matches(tap, modules, n=5, cutoff=0.3) or list(modules)[:5]
+    names = ", ".join(repr(name) for name in close) or "none: the model has no submodules"
+    raise LmnError(f"the model has no submodule {tap!r} to tap; close names: {names}.")
+
+
+def _three_rows(example: Tensor) -> Tensor:
+    """Three samples, so that the batch has a size of its own: the first again where there are too few."""
+    return torch.cat([example[:2], example[:1], example[:1]])[:3]
+
+
+def _check_takes_one_input(model: nn.Module) -> None:
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return
+    required = [
+        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) > 1:
+        raise LmnError(
+            f"the model takes {len(required)} inputs ({', '.join(required)}) and a grid is one tensor; wrap the model in a "
+            "module that fixes the others, or that takes them apart from one tensor."
+        )
+
+
+def _described(x: Tensor) -> str:
+    return f"{x.dtype} of shape (batch, {', '.join(map(str, x.shape[1:]))}) on {x.device}".replace("torch.", "")

@@ -1,0 +1,112 @@
+"""From a linear connectivity matrix to the linear mapping number."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmn.errors import LmnError
+
+_IN_PLACE_FROM = 2049  # rows: a smaller matrix's copy is under 34 MB
+
+
+def linear_mapping_number(connectivity: Tensor | np.ndarray[Any, Any]) -> float:
+    """The linear mapping number of a linear connectivity matrix.
+
+    p_i = |e_i| / Σ|e| over the eigenvalues e of L; the nonlinear complexity is S = -Σ p_i log2 p_i bits, and LMN = 2^S
+    (Liu, Zhong, Tegmark 2023, arXiv 2310.05918, eq. 3). It is 1 where all samples share one linear map, and c for c equal
+    blocks of mutually connected samples.
+
+    Parameters
+    ----------
+    connectivity : Tensor or ndarray of shape (n_points, n_points), symmetric
+        As ``lmn.connectivity`` gives it. Left as it is.
+
+    Returns
+    -------
+    float
+        Between 1 and n_points.
+
+    Raises
+    ------
+    LmnError
+        The matrix is not square, not symmetric, empty or not finite.
+    """
+    matrix = connectivity if isinstance(connectivity, Tensor) else torch.as_tensor(np.asarray(connectivity))
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
+        raise LmnError(f"a connectivity matrix is square; got shape {tuple(matrix.shape)}.")
+    matrix = matrix.detach().to("cpu", torch.float64, copy=True)
+    if not bool(torch.isfinite(matrix).all()):
+        raise LmnError("the connectivity matrix has a NaN or an infinity.")
+    if not torch.allclose(matrix, matrix.T, rtol=0, atol=1e-5):
+        raise LmnError("a connectivity matrix is symmetric; this one differs from its transpose by more than 1e-5.")
+    return float(2 ** nonlinear_complexity(eigenvalues_in_place(matrix.numpy())))
+
+
+def nonlinear_complexity(eigenvalues: np.ndarray[Any, Any]) -> float:
+    """S = -Σ p_i log2 p_i in bits, p_i = |e_i| / Σ|e|."""
+    p = np.abs(eigenvalues) / np.abs(eigenvalues).sum()
+    p = p[p > 0]
+    return float(max(0.0, -(p * np.log2(p)).sum()))  # a single map gives -0.0
+
+
+def eigenvalues_in_place(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The eigenvalues of a symmetric matrix, shape (n,), descending, float64. The matrix may be destroyed.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (n, n), float64, contiguous
+    """
+    driver = _dsyevd() if len(matrix) >= _IN_PLACE_FROM else None
+    ascending = _eigenvalues_by_lapack(driver, matrix) if driver is not None else np.linalg.eigvalsh(matrix)
+    return ascending[::-1].copy()
+
+
+# NumPy and torch solve a copy of the matrix, which doubles the memory of a large one. LAPACK itself works in place, and both
+# libraries bring it: it is called through the symbol that this installation has, or else the copy is made.
+
+
+@cache
+def _dsyevd() -> tuple[Any, type] | None:
+    import numpy.linalg._umath_linalg as numpy_linalg  # noqa: PLC0415
+
+    for path, symbol, integer in (
+        (numpy_linalg.__file__, "scipy_dsyevd_64_", ctypes.c_int64),  # NumPy's wheels: OpenBLAS with 64-bit integers
+        (numpy_linalg.__file__, "dsyevd_", ctypes.c_int32),  # NumPy built on a system's LAPACK
+    ):
+        try:
+            return getattr(ctypes.CDLL(path), symbol), integer
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def _eigenvalues_by_lapack(driver: tuple[Any, type], matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    function, integer = driver
+    n = len(matrix)
+    values = np.empty(n)
+    info = integer(0)
+
+    def call(work: np.ndarray[Any, Any], lwork: int, iwork: Any, liwork: int) -> None:
+        pointers = (ctypes.c_char(b"N"), ctypes.c_char(b"L"), integer(n), matrix, integer(n), values, work, integer(lwork))
+        function(
+            *(p.ctypes.data_as(ctypes.c_void_p) if isinstance(p, np.ndarray) else ctypes.byref(p) for p in pointers),
+            ctypes.byref(iwork),
+            ctypes.byref(integer(liwork)),
+            ctypes.byref(info),
+            ctypes.c_size_t(1),  # Fortran's hidden lengths of the two characters
+            ctypes.c_size_t(1),
+        )
+
+    query, iwork = np.empty(1), integer(0)
+    call(query, -1, iwork, -1)
+    lwork = max(int(query[0]), 2 * n + 1)
+    call(np.empty(lwork), lwork, iwork, 1)
+    if info.value != 0:
+        raise np.linalg.LinAlgError(f"dsyevd gave {info.value}: the eigenvalues did not converge")
+    return values
