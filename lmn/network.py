@@ -135,7 +135,7 @@ class Network:
         cast = self._casts[dtype]
         inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
         out: Tensor = functional_call(module, cast, inputs) if cast else module(*inputs)
-        return out.flatten(1)
+        return out.reshape(len(out), -1)
 
     def _expanded_dummy(self, h: Tensor) -> Tensor:
         return self._dummy.expand(len(h), *self._dummy.shape[1:])
@@ -173,7 +173,7 @@ class Network:
                 "a sample's output changes with the batch it is in, or from call to call (attention or normalisation across "
                 "the batch, or randomness that evaluation mode does not switch off): such a model has no function of a sample."
             )
-        return together.flatten(1)
+        return together.reshape(len(together), -1)
 
     def _check_no_way_around(self, inputs: Tensor, samples: Tensor) -> None:
         """With the tap's output substituted, the model's own input must not matter."""
