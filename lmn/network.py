@@ -66,7 +66,6 @@ class Network:
         self._root = _Root(model, select)
         self._casts: dict[torch.dtype, dict[str, Tensor]] = {}
         self._graph: fx.GraphModule | None = None
-        self._graph_takes_input = False
         with self.reading():
             _check_takes_one_input(model)
             inputs = _three_rows(example)
@@ -104,41 +103,41 @@ class Network:
 
     def chain(self) -> list[ChainStep] | NotAChain:
         """The tail as an alternation of affine maps and activations with the weights of now, or why it is none."""
-        if self._graph is None or self._graph_takes_input:
-            return NotAChain("the model is run whole" if self._graph is None else "the tail reads the model's input")
+        if self._graph is None:
+            return NotAChain("the model is run whole")
         return lower(self._graph, self._example)
 
     # -- running ---------------------------------------------------------------------------------------------------------
 
     def _tail(self, h: Tensor) -> Tensor:
-        if self._graph is not None:
-            inputs = (self._expanded_dummy(h), h) if self._graph_takes_input else (h,)
-            return self._in_dtype(self._graph, h.dtype, inputs)
-        return self._substituted(self._expanded_dummy(h), h)
+        if self._graph is None:
+            out = self._substituted(self._dummies(h), h)
+        else:
+            out = self._in_dtype(self._graph, h)
+        return out.reshape(len(h), -1)
 
     def _substituted(self, inputs: Tensor, h: Tensor) -> Tensor:
         """The whole model on inputs, with h for the tap's output."""
         if self._tap_module is None:
-            return self._in_dtype(self._root, h.dtype, (h,))
-        handle = self._tap_module.register_forward_hook(lambda *_: h)
-        try:
-            return self._in_dtype(self._root, h.dtype, (inputs,))
-        finally:
-            handle.remove()
+            return self._in_dtype(self._root, h)
+        with _output_replaced(self._tap_module, h):
+            return self._in_dtype(self._root, inputs.to(h.dtype) if inputs.is_floating_point() else inputs, h.dtype)
 
-    def _in_dtype(self, module: nn.Module, dtype: torch.dtype, inputs: tuple[Tensor, ...]) -> Tensor:
+    def _in_dtype(self, module: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """module(x) with the parameters in the given dtype, or x's."""
+        dtype = dtype or x.dtype
         if dtype not in self._casts:
-            named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-            floating = {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
+            tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+            floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
             same = all(tensor.dtype == dtype for tensor in floating.values())
             self._casts[dtype] = {} if same else {name: tensor.to(dtype) for name, tensor in floating.items()}
         cast = self._casts[dtype]
-        inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
-        out: Tensor = functional_call(module, cast, inputs) if cast else module(*inputs)
-        return out.reshape(len(out), -1)
+        out: Tensor = functional_call(module, cast, (x,)) if cast else module(x)
+        return out
 
-    def _expanded_dummy(self, h: Tensor) -> Tensor:
-        return self._dummy.expand(len(h), *self._dummy.shape[1:])
+    def _dummies(self, h: Tensor) -> Tensor:
+        """An input for each sample: where the tap is substituted, its values don't matter."""
+        return self._dummy.expand(h.shape[0], *self._dummy.shape[1:])
 
     def _run_to_tap(self, inputs: Tensor) -> Tensor:
         if self._tap_module is None:
@@ -193,8 +192,8 @@ class Network:
         why = ""
         for trace in (self._trace_symbolically, self._trace_by_running):
             try:
-                graph, takes_input = trace(samples)
-                self._graph, self._graph_takes_input = graph, takes_input
+                self._graph = trace(samples)
+                self._casts.clear()
                 got = self._tail(samples.clone())
                 if torch.allclose(got, outputs, rtol=1e-3, atol=1e-3 * float(outputs.abs().max())):
                     return "traced", ""
@@ -202,36 +201,40 @@ class Network:
             except Exception as error:  # whatever a tracer can't follow, the model itself can
                 why = why or f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             self._graph = None
+        self._casts.clear()
         return "whole model", why
 
-    def _trace_symbolically(self, _: Tensor) -> tuple[fx.GraphModule, bool]:
+    def _trace_symbolically(self, _: Tensor) -> fx.GraphModule:
         """By torch.fx: 10 ms, and modules stay visible; control flow that looks at tensors can't be followed."""
         tracer = _Tracer(self._tap_module)
         graph = tracer.trace(self._root)
         (x,) = (node for node in graph.nodes if node.op == "placeholder")
-        takes_input = False
         if self._tap_module is not None:
             (tap,) = tracer.taps
             with graph.inserting_after(x):
                 h = graph.placeholder("h")
             tap.replace_all_uses_with(h)
             _remove_unused(graph, keep=h)
-            takes_input = bool(x.users)
-            if not takes_input:
-                graph.erase_node(x)
+            if x.users:
+                raise TypeError("the tail reads the model's input (its shape, say)")
+            graph.erase_node(x)
         graph.lint()
-        return fx.GraphModule(self._root, graph), takes_input
+        return fx.GraphModule(self._root, graph)
 
-    def _trace_by_running(self, samples: Tensor) -> tuple[fx.GraphModule, bool]:
+    def _trace_by_running(self, samples: Tensor) -> fx.GraphModule:
         """By running the model with the tap substituted under symbolic shapes: follows any control flow but on values."""
 
         def run(h: Tensor) -> Tensor:
-            return self._substituted(self._expanded_dummy(h), h)
+            if self._tap_module is None:
+                return self._root(h)  # type: ignore[no-any-return]
+            with _output_replaced(self._tap_module, h):
+                return self._root(self._dummies(h))  # type: ignore[no-any-return]
 
-        graph_module: fx.GraphModule = make_fx(run, tracing_mode="symbolic", pre_dispatch=True)(samples.clone())
+        tracer = make_fx(run, tracing_mode="symbolic", pre_dispatch=True, _allow_non_fake_inputs=True)
+        graph_module: fx.GraphModule = tracer(samples.clone())
         graph_module.graph.eliminate_dead_code()
         graph_module.recompile()
-        return graph_module, False
+        return graph_module
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -319,6 +322,15 @@ class _Widest(TorchDispatchMode):
         if isinstance(out, Tensor):
             self.numel = max(self.numel, out.numel())
         return out
+
+
+@contextmanager
+def _output_replaced(module: nn.Module, output: Tensor) -> Iterator[None]:
+    handle = module.register_forward_hook(lambda *_: output)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @dataclass
