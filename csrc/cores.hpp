@@ -24,14 +24,6 @@ inline Vec<float> tanh_of(Vec<float> z) {  // 2.2e-8 on |z| < 9.02, where tanh r
     return x * p / q;
 }
 
-Vec<double> expm1_of_negative(Vec<double> z);
-
-inline Vec<double> tanh_of(Vec<double> z) {  // -e / (e + 2) with e = expm1(-2|z|), which keeps its precision near zero
-    const Vec<double> e = expm1_of_negative(-2.0 * absolute<double>(z));
-    const Vec<double> t = -e / (e + 2.0);
-    return z < Vec<double>{} ? -t : t;
-}
-
 inline Vec<float> erf_of(Vec<float> z) {  // 1.9e-8 on |z| < 3.92, where erf rounds to 1
     const Vec<float> x = maximum(broadcast(-3.92f), minimum(broadcast(3.92f), z));
     const Vec<float> t = x * x;
@@ -47,8 +39,13 @@ inline Vec<double> erf_of(Vec<double> z) {
     return each_lane<double>(z, [](double x) { return ::erf(x); });
 }
 
-// exp(x) - 1 for x <= 0 (larger x is not asked for): x = k ln2 + r, then 2^k (expm1(r) + 1) - 1.
-inline Vec<float> expm1_of_negative(Vec<float> z) {
+// x = k ln2 + r for x <= 0 (larger x is not asked for): 2^k and expm1(r), from which exp and expm1 follow.
+template <class T>
+struct Exponential {
+    Vec<T> power, expm1_r;
+};
+
+inline Exponential<float> exponential(Vec<float> z) {
     const Vec<float> x = maximum(broadcast(-87.0f), z);
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     const Vec<float> shifted = x * 1.44269504f + kRound;
@@ -56,12 +53,11 @@ inline Vec<float> expm1_of_negative(Vec<float> z) {
     const Vec<float> r = (x - k * 0.693359375f) + k * 2.12194440e-4f;  // ln2 in two parts, the first exact in 10 bits
     const Vec<float> h =  // (expm1(r) - r) / r^2, 2.7e-9
         ((((1.9857247e-4f * r + 1.3933597e-3f) * r + 8.3333615e-3f) * r + 4.1666466e-2f) * r + 0.16666667f) * r + 0.5f;
-    const Vec<float> p = r + r * r * h;
-    const Vec<float> power = (Vec<float>)(((IntVec<float>)shifted << 23) + 0x3f800000);  // low bits of shifted hold k
-    return power * p + (power - 1.0f);
+    return {(Vec<float>)(((IntVec<float>)shifted << 23) + 0x3f800000),  // the low bits of shifted hold k
+            r + r * r * h};
 }
 
-inline Vec<double> expm1_of_negative(Vec<double> z) {  // as above; 2e-16, by the Taylor series to r^13
+inline Exponential<double> exponential(Vec<double> z) {  // the same; 2e-16, by the Taylor series to r^13
     const Vec<double> x = maximum(broadcast(-708.0), z);
     constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
     const Vec<double> shifted = x * 1.4426950408889634 + kRound;
@@ -72,9 +68,25 @@ inline Vec<double> expm1_of_negative(Vec<double> z) {  // as above; 2e-16, by th
                                              1.0 / 40320.0,     1.0 / 5040.0,     1.0 / 720.0,     1.0 / 120.0,
                                              1.0 / 24.0,        1.0 / 6.0,        0.5};
     for (const double c : kInverseFactorials) h = h * r + c;
-    const Vec<double> p = r + r * r * h;
-    const Vec<double> power = (Vec<double>)(((IntVec<double>)shifted << 52) + 0x3ff0000000000000);
-    return power * p + (power - 1.0);
+    return {(Vec<double>)(((IntVec<double>)shifted << 52) + 0x3ff0000000000000), r + r * r * h};
+}
+
+template <class T>
+inline Vec<T> exp_of_negative(Vec<T> z) {
+    const Exponential<T> e = exponential(z);
+    return e.power * e.expm1_r + e.power;
+}
+
+template <class T>
+inline Vec<T> expm1_of_negative(Vec<T> z) {
+    const Exponential<T> e = exponential(z);
+    return e.power * e.expm1_r + (e.power - T(1));
+}
+
+inline Vec<double> tanh_of(Vec<double> z) {  // -e / (e + 2) with e = expm1(-2|z|), which keeps its precision near zero
+    const Vec<double> e = expm1_of_negative<double>(-2.0 * absolute<double>(z));
+    const Vec<double> t = -e / (e + 2.0);
+    return z < Vec<double>{} ? -t : t;
 }
 
 inline Vec<float> log1p_of_unit(Vec<float> e) {  // e in [0, 1]: 2 atanh(e / (2 + e)), 4.0e-9
@@ -132,7 +144,7 @@ template <class T>
 struct Elu {  // z above zero, p0 (exp(z) - 1) below
     static Vec<T> at(Vec<T> z, CoreParameters<T> p) {
         const Vec<T> zero{};
-        return z > zero ? z : p.p0 * expm1_of_negative(minimum(zero, z));
+        return z > zero ? z : p.p0 * expm1_of_negative<T>(minimum(zero, z));
     }
 };
 
@@ -140,7 +152,7 @@ template <class T>
 struct Softplus {  // softplus(z) - z/2 = |z|/2 + log1p(exp(-p0 |z|)) / p0; linear above p0 z > p1, as in torch
     static Vec<T> at(Vec<T> z, CoreParameters<T> p) {
         const Vec<T> a = absolute<T>(z);
-        const Vec<T> tail = log1p_of_unit(expm1_of_negative(-p.p0 * a) + T(1)) * (T(1) / p.p0);
+        const Vec<T> tail = log1p_of_unit(exp_of_negative<T>(-p.p0 * a)) * (T(1) / p.p0);
         return T(0.5) * a + (z * p.p0 > p.p1 ? Vec<T>{} : tail);
     }
 };
@@ -155,7 +167,7 @@ struct Hardswish {  // z clamp(z + 3, 0, 6) / 6
 template <class T>
 struct Mish {  // z tanh(log1p(e^z)) = z (1 + 2e) / (1 + 2e + 2e^2) with e = e^-z for z > 0, z (e^2 + 2e) / (e^2 + 2e + 2) below
     static Vec<T> at(Vec<T> z, CoreParameters<T>) {
-        const Vec<T> e = expm1_of_negative(-absolute<T>(z)) + T(1);
+        const Vec<T> e = exp_of_negative<T>(-absolute<T>(z));
         const auto positive = z > Vec<T>{};
         const Vec<T> numerator = positive ? e * T(2) + T(1) : e * (e + T(2));
         const Vec<T> rest = positive ? e * e * T(2) : broadcast(T(2));

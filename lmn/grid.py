@@ -193,7 +193,7 @@ def as_grid(grid: Any) -> Samples | RegularGrid:
         raise LmnError(f"the grid is empty: samples of shape {tuple(grid.shape)}; give at least one sample, the batch first.")
     if grid.is_complex():
         raise LmnError(f"the samples are of dtype {grid.dtype}; give real ones.")
-    if grid.is_floating_point() and not bool(torch.isfinite(grid).all()):
+    if grid.is_floating_point() and not grid.is_meta and not bool(torch.isfinite(grid).all()):
         bad = int((~torch.isfinite(grid.reshape(len(grid), -1)).all(1)).sum())
         raise LmnError(f"{bad} of {len(grid)} samples have a NaN or an infinity; remove them first.")
     return Samples(grid.detach(), from_numpy)
@@ -216,7 +216,7 @@ def _require_one_shape(points: Sequence[Tensor], what: str) -> None:
 
 
 def _counts(n: int | Sequence[int], n_axes: int) -> tuple[int, ...]:
-    counts = (n,) * n_axes if isinstance(n, int) else tuple(n)
+    counts = tuple(n) if isinstance(n, Sequence) else (n,) * n_axes
     if len(counts) != n_axes or not all(isinstance(c, int | np.integer) and c >= 1 for c in counts):
         raise LmnError(f"n must be a positive whole number of points, or {n_axes} of them (one an axis); got {n!r}.")
     return tuple(int(c) for c in counts)

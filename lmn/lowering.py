@@ -85,6 +85,7 @@ class _Refusal(Exception):  # noqa: N818
 class _ChainReader(fx.Interpreter):
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)
+        self.extra_traceback = False  # a refusal's message is for the user
         self.steps: list[ChainStep] = []
         self._tip: fx.Node | None = None  # the latest result that depends on the sample
         self._depends: set[fx.Node] = set()
@@ -101,7 +102,9 @@ class _ChainReader(fx.Interpreter):
             self._tip = n
             self._depends.add(n)
         elif sources and n.op != "output":
-            if isinstance(value, Tensor):
+            if n.target in _CASTS and n.args[0] not in self._depends:
+                pass  # a weight in the sample's dtype, still a weight
+            elif isinstance(value, Tensor):
                 self.steps += _Operation(self, n, self._tip, self.env[self._tip], value).read()
                 self._tip = n
                 self._depends.add(n)
@@ -115,6 +118,8 @@ def _is_shape(value: Any) -> bool:
         return all(_is_shape(item) for item in value)
     return isinstance(value, int | bool | torch.dtype | torch.device)
 
+
+_CASTS = ("to", "type_as", torch.ops.aten.to.other, torch.ops.aten.type_as.default)
 
 # Operations on a pointwise activation's argument, with the names of the parameters that follow it.
 _ACTIVATION_FUNCTIONS: dict[str, tuple[str, ...]] = {

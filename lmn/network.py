@@ -149,7 +149,8 @@ class Network:
     def _checked_run(self, inputs: Tensor) -> Tensor:
         """The model's outputs for a small batch, after checking that a sample's output is its own."""
         try:
-            together: Tensor = self._root(inputs)
+            with self._checked_calls():
+                together: Tensor = self._root(inputs)
             alone = torch.cat([self._root(inputs[i : i + 1]) for i in range(len(inputs))])
         except LmnError:
             raise
@@ -173,6 +174,26 @@ class Network:
                 "the batch, or randomness that evaluation mode does not switch off): such a model has no function of a sample."
             )
         return together.reshape(len(together), -1)
+
+    @contextmanager
+    def _checked_calls(self) -> Iterator[None]:
+        """The tap is called once in what is enclosed."""
+        if self._tap_module is None:
+            yield
+            return
+        calls: list[None] = []
+        handle = self._tap_module.register_forward_hook(lambda *_: calls.append(None))
+        try:
+            yield
+        finally:
+            handle.remove()
+        if not calls:
+            raise LmnError(f"tap {self.tap!r} is never called when the model runs; tap a submodule that is.")
+        if len(calls) > 1:
+            raise LmnError(
+                f"tap {self.tap!r} is called {len(calls)} times in a run, so its output is not one sample; tap a submodule that "
+                "is called once (the one before or after it, say)."
+            )
 
     def _check_no_way_around(self, inputs: Tensor, samples: Tensor) -> None:
         """With the tap's output substituted, the model's own input must not matter."""
@@ -347,10 +368,9 @@ def _outputs_of(module: nn.Module, root: nn.Module, inputs: Tensor, tap: str) ->
     handle = module.register_forward_hook(capture)
     try:
         root(inputs)
+        output = None
     except _Captured as captured:
         output = captured.output
-    else:
-        raise LmnError(f"tap {tap!r} is never called when the model runs; tap a submodule that is.")
     finally:
         handle.remove()
     if not isinstance(output, Tensor):

@@ -1,0 +1,260 @@
+"""Every backend against the float64 reference, and the reference against closed forms."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lmn
+from lmn import _core
+from lmn.connectivity import Subject, plan
+from lmn.grid import as_grid
+from lmn.kernels.activations import ACTIVATIONS, activation
+from lmn.kernels.connectivity import cpp
+from models import DATA, trained_paper_network
+
+FAST = ("cpp", "numba", "torch")
+SIZES = ((1, 1, 1), (2, 3, 2), (17, 17, 31), (33, 100, 5))  # points, units, outputs: no multiples of any block
+
+
+class Pointwise(nn.Module):
+    """An activation of the table as a module."""
+
+    def __init__(self, name: str, units: int) -> None:
+        super().__init__()
+        self.slopes = torch.linspace(-0.5, 1.5, units)  # PReLU: of both signs, 1 (no kink) among them
+        self.name = name
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.name == "prelu":
+            return nn.functional.prelu(x, self.slopes.to(x))
+        return activation(self.name).function(x)
+
+
+def network(name: str, units: int, n_out: int, depth: int = 1) -> nn.Module:
+    torch.manual_seed(units + n_out)
+    layers: list[nn.Module] = [nn.Linear(4, units)]
+    for _ in range(depth):
+        layers += [getattr(nn, MODULES[name])() if name in MODULES else Pointwise(name, units), nn.Linear(units, units)]
+    layers[-1] = nn.Linear(units, n_out)
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            layer.weight.data *= 3
+    return nn.Sequential(*layers)
+
+
+MODULES = {
+    "relu": "ReLU", "leaky_relu": "LeakyReLU", "hardtanh": "Hardtanh", "relu6": "ReLU6", "tanh": "Tanh", "sigmoid": "Sigmoid",
+    "silu": "SiLU", "gelu": "GELU", "elu": "ELU", "selu": "SELU", "softplus": "Softplus", "hardswish": "Hardswish",
+    "mish": "Mish",
+}  # fmt: skip
+
+
+def agree(model: nn.Module, x: torch.Tensor, backend: str, m: int = 21) -> None:
+    got, expected = (
+        lmn.connectivity(model, x, backend=name, m=m, progress=False).double() for name in (backend, "reference")
+    )
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 if x.dtype == torch.float32 else 1e-10)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation(backend: str, dtype: torch.dtype, name: str) -> None:
+    torch.manual_seed(1)
+    agree(network(name, 17, 3, depth=2).to(dtype), torch.randn(9, 4, dtype=dtype), backend)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize(("n_points", "units", "n_out"), SIZES)
+def test_sizes_that_fill_no_block(backend: str, depth: int, n_points: int, units: int, n_out: int) -> None:
+    torch.manual_seed(2)
+    agree(network("silu", units, n_out, depth), torch.randn(n_points, 4), backend)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("m", [3, 4, 5, 8, 21, 22])
+def test_points_a_segment(backend: str, m: int) -> None:
+    torch.manual_seed(3)
+    agree(network("relu", 17, 3), torch.randn(9, 4), backend, m)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("last", ["SiLU", "Sigmoid", "ReLU"])
+def test_a_chain_that_ends_in_an_activation(backend: str, last: str) -> None:
+    torch.manual_seed(4)
+    agree(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), getattr(nn, last)()), torch.randn(9, 4), backend)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_activations_in_a_row_and_bottlenecks(backend: str) -> None:
+    torch.manual_seed(5)
+    model = nn.Sequential(
+        *(nn.SiLU(), nn.Tanh(), nn.Linear(4, 40), nn.GELU(), nn.Linear(40, 2), nn.Linear(2, 40), nn.ReLU()),
+        *(nn.BatchNorm1d(40), nn.Mish(), nn.Linear(40, 3)),
+    )
+    agree(model, torch.randn(9, 4), backend)
+
+
+@pytest.mark.parametrize("isa", _core.instruction_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(6)
+    model, x = network("gelu", 33, 7, depth=2).to(dtype), torch.randn(21, 4, dtype=dtype)
+    with Subject(model, as_grid(x)) as subject:
+        problem, _ = plan(subject.network, subject.samples(None), 21, 2)
+        got = torch.full((21, 21), torch.nan, dtype=dtype)
+        cpp.connectivity_on(problem, got, lambda _: None, isa)
+    expected = lmn.connectivity(model, x, backend="reference", progress=False)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-10)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_the_bits_do_not_depend_on_threads(backend: str) -> None:
+    torch.manual_seed(7)
+    model, x = network("silu", 33, 7), torch.randn(65, 4)
+    one, two, three = (
+        lmn.connectivity(model, x, backend=backend, threads=threads, progress=False) for threads in (1, 2, 3)
+    )
+    if backend == "torch":  # threads set the chunk; a library's product may round by its size
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+    else:
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_permuting_samples_permutes_the_matrix(backend: str) -> None:
+    torch.manual_seed(8)
+    model, x, order = network("silu", 17, 3), torch.randn(19, 4), torch.randperm(19)
+    one = lmn.connectivity(model, x, backend=backend, progress=False)
+    other = lmn.connectivity(model, x[order], backend=backend, progress=False)
+    torch.testing.assert_close(one[order][:, order], other, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_scaling_and_shifting_outputs_changes_nothing(backend: str) -> None:
+    torch.manual_seed(9)
+    model, x = network("silu", 17, 3), torch.randn(19, 4)
+    one = lmn.connectivity(model, x, backend=backend, progress=False)
+    other = lmn.connectivity(
+        model, x, backend=backend, select=lambda y: y * torch.tensor([1e-6, -3.0, 1e6]) + 7, progress=False
+    )
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-5 if backend == "torch" else 2e-6)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_an_affine_map_in_front_changes_nothing(backend: str) -> None:
+    torch.manual_seed(10)
+    model, x = nn.Sequential(nn.Linear(6, 4), network("silu", 17, 3)).double(), torch.randn(19, 6).double()
+    one, other = (
+        lmn.connectivity(model, x, backend=backend, tap=tap, progress=False)
+        for tap in (None, "0")
+    )
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+# ---- closed forms ----------------------------------------------------------------------------------------------------------
+
+ALL = (*FAST, "reference")
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_an_affine_model_is_one_map(backend: str) -> None:
+    torch.manual_seed(11)
+    model = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 3))
+    measured = lmn.measure(model, torch.randn(12, 4), backend=backend, connectivity=True, progress=False)
+    assert measured.lmn == pytest.approx(1, abs=1e-6)
+    torch.testing.assert_close(measured.connectivity, torch.ones(12, 12, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_a_parabola(backend: str) -> None:
+    # On [-1, 1], z^2 is uncorrelated with z; on [0, 1] with 3 points, (0, 1/4, 1) against (0, 1/2, 1) has r^2 = 12/13.
+    class Square(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * x
+
+    if backend in ("cpp", "numba"):
+        pytest.skip("no chain: z^2 is not an activation of the table")
+    got = lmn.connectivity(Square(), torch.tensor([[-1.0], [0.0], [1.0]]), m=3, backend=backend, progress=False)
+    expected = torch.tensor([[1, 12 / 13, 0], [12 / 13, 1, 12 / 13], [0, 12 / 13, 1]])
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_a_kink_in_the_middle(backend: str) -> None:
+    # |z| from -1 to 1 is even: uncorrelated. ReLU of it at 5 points is (0, 0, 0, 1/2, 1): r^2 = 0.25 * 30 / ... = 25/32.
+    x = torch.tensor([[-1.0], [1.0]])
+    relu = lmn.connectivity(nn.ReLU(), x, m=5, backend=backend, progress=False)
+    assert float(relu[0, 1]) == pytest.approx(25 / 32, abs=1e-6)
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_a_constant_model_is_affine(backend: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    nn.init.constant_(model[0].bias, -100)  # all units dead
+    got = lmn.connectivity(model, torch.rand(6, 3), backend=backend, progress=False)
+    assert torch.equal(got, torch.ones(6, 6))
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_equal_samples_are_connected(backend: str) -> None:
+    torch.manual_seed(12)
+    x = torch.randn(3, 4)
+    got = lmn.connectivity(network("silu", 17, 3), torch.cat([x, x, x + 1e-7]), backend=backend, progress=False)
+    for i, j in itertools.combinations(range(9), 2):
+        if (i - j) % 3 == 0:
+            assert float(got[i, j]) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_one_sample_is_one_map(backend: str) -> None:
+    measured = lmn.measure(network("silu", 5, 2), torch.zeros(1, 4), backend=backend, progress=False)
+    assert (measured.lmn, measured.nonlinear_complexity) == (1, 0)
+
+
+# ---- the trained networks of the independent program ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [4000, 18000])
+@pytest.mark.parametrize(("double", "tolerance"), [(False, 1e-3), (True, 1e-9)])
+def test_the_lmn_of_trained_networks(step: int, double: bool, tolerance: float) -> None:
+    expected = json.loads((DATA / f"lmn_modadd_{step}.json").read_text())
+    model, pairs = trained_paper_network(step)
+    tail = nn.Sequential(nn.SiLU(), model.linear3)
+    with torch.no_grad():
+        h1 = model.linear1(model.embedding(pairs).flatten(1))
+        h2 = model.linear2(model.activation(h1))
+    full = nn.Sequential(nn.SiLU(), model.linear2, tail)
+    if double:  # float32 samples, taken to float64
+        h1, h2, full, tail = h1.double(), h2.double(), full.double(), tail.double()
+    for name, function, samples in (
+        ("lmn_l2", tail, h2),
+        ("lmn_l2_first200", tail, h2[:200]),
+        ("lmn_l1_first200", full, h1[:200]),
+    ):
+        got = lmn.measure(function, samples, progress=False).lmn
+        assert got == pytest.approx(expected[name], rel=tolerance), name
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("step", [4000, 18000])
+def test_the_matrices_of_trained_networks(backend: str, step: int) -> None:
+    model, pairs = trained_paper_network(step)
+    with np.load(DATA / f"lmn_modadd_{step}.npz") as data:
+        for tap, expected in (("linear1", data["L_l1_first200"]), ("linear2", data["L_l2_first200"])):
+            got = lmn.connectivity(model, pairs[:200], tap=tap, backend=backend, progress=False)
+            np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_the_tap_at_the_activation_is_the_tap_after_the_next_linear() -> None:
+    model, pairs = trained_paper_network(4000)
+    one, other = (
+        lmn.measure(model.double(), pairs[:100], tap=tap, progress=False).lmn for tap in ("embedding", "linear1")
+    )
+    assert one == pytest.approx(other, rel=1e-9)

@@ -1,0 +1,55 @@
+"""From a matrix to its number."""
+
+import numpy as np
+import pytest
+import torch
+
+import lmn
+from lmn import spectrum
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 7])
+def test_equal_blocks_count_themselves(blocks: int) -> None:
+    matrix = torch.block_diag(*[torch.ones(5, 5)] * blocks)
+    assert lmn.linear_mapping_number(matrix) == pytest.approx(blocks)
+
+
+def test_unconnected_samples() -> None:
+    assert lmn.linear_mapping_number(np.eye(9)) == pytest.approx(9)
+
+
+def test_eigenvalues_count_by_their_size_whatever_their_sign() -> None:
+    # Eigenvalues 1 + a and 1 - a, here 3 and -1: p = 3/4, 1/4.
+    expected = 2 ** -(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25))
+    assert lmn.linear_mapping_number(np.array([[1.0, 2.0], [2.0, 1.0]])) == pytest.approx(expected)
+
+
+def test_the_matrix_is_left_as_it_is() -> None:
+    matrix = torch.rand(6, 6, dtype=torch.float64)
+    matrix = matrix + matrix.T
+    before = matrix.clone()
+    lmn.linear_mapping_number(matrix)
+    assert torch.equal(matrix, before)
+
+
+@pytest.mark.parametrize("n", [1, 2, 50])
+def test_lapack_in_place_gives_numpys_eigenvalues(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectrum, "_IN_PLACE_FROM", 0)
+    matrix = np.random.default_rng(0).normal(size=(n, n))
+    matrix += matrix.T
+    expected = np.linalg.eigvalsh(matrix)[::-1]
+    np.testing.assert_allclose(spectrum.eigenvalues_in_place(matrix.copy()), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.ones((2, 3)), r"is square; got shape \(2, 3\)"),
+        (np.ones((0, 0)), "is square"),
+        (np.array([[1, np.nan], [np.nan, 1]]), "a NaN or an infinity"),
+        (np.array([[1, 0.5], [0.4, 1]]), "is symmetric"),
+    ],
+)
+def test_what_is_no_connectivity_matrix(matrix: np.ndarray, message: str) -> None:
+    with pytest.raises(lmn.LmnError, match=message):
+        lmn.linear_mapping_number(matrix)
