@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <tuple>
@@ -85,6 +86,22 @@ py::array_t<T> core_values(int core, T p0, T p1, py::array_t<T, py::array::c_sty
     return out;
 }
 
+// FLOP/s of fused multiply-adds on one thread: the best of some runs of about 10 ms.
+double multiply_add_rate(const std::string& isa) {
+    const py::gil_scoped_release release;
+    const lmn::Kernel& kernel = lmn::connectivity_kernel(isa);
+    double best = 0;
+    for (int repeat = 0; repeat < 8; ++repeat) {
+        int64_t flop = 0;
+        const auto started = std::chrono::steady_clock::now();
+        volatile float keep = kernel.multiply_adds(3'000'000, &flop);
+        static_cast<void>(keep);
+        const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
+        best = std::max(best, double(flop) / seconds.count());
+    }
+    return best;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -95,6 +112,7 @@ PYBIND11_MODULE(_core, module) {
                py::arg("isa") = "");
     module.def("core_values_f64", &core_values<double>, py::arg("core"), py::arg("p0"), py::arg("p1"), py::arg("z"),
                py::arg("isa") = "");
+    module.def("multiply_add_rate", &multiply_add_rate, py::arg("isa") = "");
     py::class_<lmn::Connectivity>(module, "Connectivity")
         .def(py::init(&make_connectivity), py::arg("layers"), py::arg("y"), py::arg("noise_f32"), py::arg("noise_f64"), py::arg("m"), py::arg("tolerance"), py::arg("isa") = "")
         .def_property_readonly("isa", &lmn::Connectivity::isa)

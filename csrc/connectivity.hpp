@@ -60,6 +60,7 @@ struct Kernel {
     // core(z) at n values (a multiple of kBlock): what the tests of the approximations call.
     void (*core_f32)(int core, float p0, float p1, const float* z, float* out, int64_t n);
     void (*core_f64)(int core, double p0, double p1, const double* z, double* out, int64_t n);
+    float (*multiply_adds)(int64_t count, int64_t* flop);
 };
 
 

@@ -1,0 +1,57 @@
+"""Linear connectivity as people write it in PyTorch: what lmn is compared with, each in its best form."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lmn.kernels.connectivity.pairs import n_pairs, pairs
+
+Tail = Callable[[Tensor], Tensor]
+
+
+def squared_correlation(y: Tensor, lam: Tensor) -> Tensor:
+    """Mean r² over outputs: y of shape (n_pairs, m, n_out) to (n_pairs,)."""
+    y = y - y.mean(1, keepdim=True)
+    lam = lam - lam.mean()
+    covariance = torch.einsum("m,pmk->pk", lam, y)
+    return (covariance**2 / (lam.square().sum() * y.square().sum(1)).clamp(min=1e-30)).mean(1)
+
+
+def of_pairs(tail: Tail, a: Tensor, b: Tensor, lam: Tensor) -> Tensor:
+    """r² of the pairs (a_p, b_p): two tensors of shape (n_pairs, n_hidden)."""
+    path = a[:, None] + lam[None, :, None] * (b - a)[:, None]
+    return squared_correlation(tail(path.flatten(0, 1)).unflatten(0, path.shape[:2]), lam)
+
+
+def naive(tail: Tail, h: Tensor, m: int = 21) -> Tensor:
+    """One sample against all others by broadcasting, both halves of the matrix: the first thing one writes."""
+    lam = torch.linspace(0, 1, m)
+    return torch.stack([of_pairs(tail, h[i].expand_as(h), h, lam) for i in range(len(h))]).fill_diagonal_(1)
+
+
+def chunked(tail: Tail, h: Tensor, chunk: int, m: int = 21, compiled: Tail | None = None) -> Tensor:
+    """The pairs i < j, so many at a time."""
+    lam = torch.linspace(0, 1, m)
+    function = compiled or of_pairs
+    out = torch.eye(len(h))
+    total = n_pairs(len(h))
+    for first in range(0, total, chunk):
+        i, j = (torch.from_numpy(x) for x in pairs(first, min(first + chunk, total), len(h)))
+        out[i, j] = out[j, i] = function(tail, h[i], h[j], lam)
+    return out
+
+
+def best_chunk(run: Callable[[Tensor, int], Tensor], h: Tensor, chunks: Sequence[int]) -> int:
+    """The chunk in which a part of the samples takes the least time; every chunk is warmed up first."""
+    part = h[:160]
+    times = {}
+    for chunk in chunks:
+        run(part[:96], chunk)
+        started = time.perf_counter()
+        run(part, chunk)
+        times[chunk] = time.perf_counter() - started
+    return min(times, key=lambda chunk: times[chunk])

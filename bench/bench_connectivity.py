@@ -1,0 +1,146 @@
+"""Linear connectivity: lmn against PyTorch as people write it, in one run.
+
+    pytest bench/bench_connectivity.py --benchmark-only
+    pytest bench/bench_connectivity.py --benchmark-disable --smoke        # does it still run?
+
+Every case first checks lmn's matrix against the float64 reference on a part of the samples, and every baseline against lmn.
+The arithmetic limit of a case is the time of its products at the rate that torch's own product reaches at the tile's shape,
+plus that of its activations at torch's vector rate, over all points of all segments; the hard limit is that of the products
+alone at the machine's multiply-add rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor, nn
+
+import lmn
+from bench import baselines, limits
+from bench.conftest import RATIOS
+
+CHUNKS = (32, 128, 512, 2048)
+M = 21
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tail: widths with the activation between; the first product is applied to the samples by lmn, by nobody else."""
+
+    widths: tuple[int, ...]
+    activation: type[nn.Module]
+    first_affine: bool
+
+    def tail(self) -> nn.Sequential:
+        torch.manual_seed(0)
+        layers: list[nn.Module] = []
+        for n_in, n_out in zip(self.widths, self.widths[1:], strict=False):
+            layers += [nn.Linear(n_in, n_out), self.activation()]
+        if not self.first_affine:
+            layers.insert(0, self.activation())
+        return nn.Sequential(*layers[:-1]).eval().requires_grad_(False)
+
+    def limit(self, n: int, threads: int) -> tuple[float, float]:
+        """Seconds: by the library's rates, and by the multiply-add rate."""
+        points = n * (n - 1) // 2 * (M - 2)
+        widths = self.widths[1:] if self.first_affine else self.widths  # whose activations are on the path
+        shapes = list(zip(widths, widths[1:], strict=False))
+        flop = [2.0 * points * a * b for a, b in shapes]
+        by_library = sum(f / limits.product_rate(*shape) for f, shape in zip(flop, shapes, strict=True))
+        by_library += points * sum(widths[:-1]) / limits.activation_rate(self.activation())
+        return by_library, sum(flop) / limits.multiply_add_rate(threads)
+
+
+CASES = {
+    "paper 100-31 SiLU": Case((100, 31), nn.SiLU, first_affine=False),
+    "paper 64-100-100-31 SiLU": Case((64, 100, 100, 31), nn.SiLU, first_affine=True),
+    "256-256-256-10 ReLU": Case((256, 256, 256, 10), nn.ReLU, first_affine=True),
+    "512-512-10 GELU": Case((512, 512, 10), nn.GELU, first_affine=True),
+}
+
+MEASURED: dict[tuple[str, int, str], float] = {}  # seconds by case, threads and implementation
+
+
+def samples(case: Case, n: int) -> Tensor:
+    torch.manual_seed(1)
+    return 2 * torch.randn(n, case.widths[0])
+
+
+def by_lmn(tail: nn.Module, h: Tensor) -> Tensor:
+    return lmn.connectivity(tail, h, progress=False)
+
+
+def by_generic(tail: nn.Module, h: Tensor) -> Tensor:
+    return lmn.connectivity(tail, h, backend="torch", progress=False)
+
+
+def by_numba(tail: nn.Module, h: Tensor) -> Tensor:
+    return lmn.connectivity(tail, h, backend="numba", progress=False)
+
+
+def check(got: Tensor, tail: nn.Module, h: Tensor, function: Callable[[nn.Module, Tensor], Tensor], name: str) -> None:
+    part = h[:40]
+    expected = lmn.connectivity(tail.double(), part.double(), backend="reference", progress=False)
+    tail.float()
+    tolerance = 1e-5 if name in LMN else 1e-3  # the baselines lose digits where an output hardly moves
+    torch.testing.assert_close(function(tail, part).double(), expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(got, by_lmn(tail, h), rtol=0, atol=tolerance)
+
+
+LMN = {"lmn": by_lmn, "lmn numba": by_numba, "lmn generic": by_generic}
+
+
+def implementation(name: str, tail: nn.Module, h: Tensor, smoke: bool) -> Callable[[nn.Module, Tensor], Tensor]:
+    if name in LMN:
+        return LMN[name]
+    if name == "naive":
+        return baselines.naive
+    compiled = None
+    if name == "compiled":
+        torch._dynamo.reset()
+        compiled = torch.compile(baselines.of_pairs, dynamic=False, backend="eager" if smoke else "inductor")
+    chunks = CHUNKS[:1] if smoke else CHUNKS
+    chunk = baselines.best_chunk(lambda part, size: baselines.chunked(tail, part, size, M, compiled), h, chunks)
+    return lambda tail, h: baselines.chunked(tail, h, chunk, M, compiled)
+
+
+@pytest.mark.parametrize("name", ["naive", "eager", "compiled", "lmn generic", "lmn numba", "lmn"])
+@pytest.mark.parametrize("case", CASES)
+def bench_768(benchmark: BenchmarkFixture, case: str, name: str, threads: int, smoke: bool) -> None:
+    """One snapshot of 768 samples."""
+    n = 24 if smoke else 768
+    tail, h = CASES[case].tail(), samples(CASES[case], n)
+    with torch.no_grad():
+        run = implementation(name, tail, h, smoke)
+        benchmark.group = f"{case}, N = {n}, {threads} thread(s)"
+        rounds = 3 if name.startswith("lmn") and name != "lmn generic" else 1
+        got = benchmark.pedantic(run, (tail, h), rounds=rounds, warmup_rounds=int(rounds > 1))
+        check(got, tail, h, run, name)
+    if benchmark.stats is not None:
+        MEASURED[case, threads, name] = benchmark.stats.stats.min
+    if name == "lmn" and benchmark.stats is not None:
+        seconds = benchmark.stats.stats.min
+        others = {other: t for (c, k, other), t in MEASURED.items() if (c, k) == (case, threads) and other != "lmn"}
+        by_library, hard = CASES[case].limit(n, threads)
+        RATIOS.append(
+            f"{case}, {threads} thread(s): lmn {seconds:.3f} s"
+            + "".join(f"; {other} {t:.2f} s = {t / seconds:.1f}x" for other, t in others.items())
+            + f"; library's arithmetic limit {by_library:.3f} s = {by_library / seconds:.0%}"
+            + f"; multiply-adds alone {hard:.3f} s = {hard / seconds:.0%}"
+        )
+
+
+@pytest.mark.parametrize("n", [256, 768, 2048])
+@pytest.mark.parametrize("case", CASES)
+def bench_sizes(benchmark: BenchmarkFixture, case: str, n: int, threads: int, smoke: bool) -> None:
+    """How lmn's time grows with the samples."""
+    n = n // 32 if smoke else n
+    tail, h = CASES[case].tail(), samples(CASES[case], n)
+    benchmark.group = f"{case}, {threads} thread(s)"
+    with torch.no_grad():
+        check(by_lmn(tail, h), tail, h, by_lmn, "lmn")
+        benchmark.pedantic(by_lmn, (tail, h), rounds=1 if n > 1000 else 3, warmup_rounds=1)

@@ -1,0 +1,45 @@
+"""The C++ core: arrays in, arrays out. Nothing here is public."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+Layer = tuple[
+    NDArray[np.float64],  # z, shape (n_points, n_hidden)
+    int,  # core, an index into kernels/activations.py: CORES
+    float,  # p0
+    float,  # p1
+    NDArray[np.float64],  # scale, shape (n_hidden,)
+    NDArray[np.float64],  # slope, shape (n_hidden,)
+    NDArray[np.float64] | None,  # weight, shape (n_next, n_hidden); None where the chain ends in this activation
+]
+
+def instruction_sets() -> list[str]:
+    """Those that this machine runs and the kernels were compiled for, best first."""
+
+def multiply_add_rate(isa: str = "") -> float:
+    """Fused multiply-adds of float32 in registers, FLOP/s of one thread."""
+
+def core_values_f32(core: int, p0: float, p1: float, z: NDArray[np.float32], isa: str = "") -> NDArray[np.float32]: ...
+def core_values_f64(core: int, p0: float, p1: float, z: NDArray[np.float64], isa: str = "") -> NDArray[np.float64]: ...
+
+class Connectivity:
+    """The kernel's data for one problem; see kernels/connectivity/problem.py for the arrays."""
+
+    def __init__(
+        self,
+        layers: list[Layer],
+        y: NDArray[np.float64],
+        noise_f32: NDArray[np.float64],
+        noise_f64: NDArray[np.float64],
+        m: int,
+        tolerance: float,
+        isa: str = "",
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    def rows(
+        self, first: int, last: int, single: bool, threads: int, out: NDArray[np.float32] | NDArray[np.float64]
+    ) -> int:
+        """Fill rows first to last - 1 of out, and their mirror images; the number of pairs done again in float64."""
