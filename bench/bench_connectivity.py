@@ -11,6 +11,7 @@ alone at the machine's multiply-add rate.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class Case:
     def tail(self) -> nn.Sequential:
         torch.manual_seed(0)
         layers: list[nn.Module] = []
-        for n_in, n_out in zip(self.widths, self.widths[1:], strict=False):
+        for n_in, n_out in itertools.pairwise(self.widths):
             layers += [nn.Linear(n_in, n_out), self.activation()]
         if not self.first_affine:
             layers.insert(0, self.activation())
@@ -48,7 +49,7 @@ class Case:
         """Seconds: by the library's rates, and by the multiply-add rate."""
         points = n * (n - 1) // 2 * (M - 2)
         widths = self.widths[1:] if self.first_affine else self.widths  # whose activations are on the path
-        shapes = list(zip(widths, widths[1:], strict=False))
+        shapes = list(itertools.pairwise(widths))
         flop = [2.0 * points * a * b for a, b in shapes]
         by_library = sum(f / limits.product_rate(*shape) for f, shape in zip(flop, shapes, strict=True))
         by_library += points * sum(widths[:-1]) / limits.activation_rate(self.activation())

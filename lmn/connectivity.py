@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -80,7 +79,8 @@ class Subject:
             )
         if tap is None and like is not None and example.dtype != like.dtype:
             raise LmnError(
-                f"the samples are {example.dtype} and the model is {like.dtype}; pass samples.to({like.dtype}), or model.double()."
+                f"the samples are {example.dtype} and the model is {like.dtype}; "
+                f"pass samples.to({like.dtype}), or a model of the samples' dtype."
             )
         if like is not None and example.device != like.device:
             raise LmnError(f"the samples are on {example.device} and the model is on {like.device}; move one of them.")

@@ -101,7 +101,7 @@ class _ChainReader(fx.Interpreter):
         if n.op == "placeholder":
             self._tip = n
             self._depends.add(n)
-        elif sources and n.op != "output":
+        elif self._tip is not None and sources and n.op != "output":
             if n.target in _CASTS and n.args[0] not in self._depends:
                 pass  # a weight in the sample's dtype, still a weight
             elif isinstance(value, Tensor):
@@ -177,7 +177,7 @@ class _Operation:
 
     interpreter: fx.Interpreter
     node: fx.Node
-    tip: fx.Node | None
+    tip: fx.Node
     before: Tensor
     after: Tensor
 
@@ -223,8 +223,8 @@ class _Operation:
 
     def _read_function(self) -> list[ChainStep] | None:
         name = self._name
-        args = self.interpreter.map_nodes_to_values(self.node.args, self.node)
-        kwargs = self.interpreter.map_nodes_to_values(self.node.kwargs, self.node)
+        args: Any = self.interpreter.map_nodes_to_values(self.node.args, self.node)
+        kwargs: Any = self.interpreter.map_nodes_to_values(self.node.kwargs, self.node)
         places = [i for i, arg in enumerate(self.node.args) if arg is self.tip]
         if len(places) != 1 or self.tip in self.node.kwargs.values():  # given by keyword, inside a list, or twice
             return None
@@ -307,8 +307,8 @@ class _Operation:
                 floating = isinstance(value, Tensor) and value.is_floating_point()
                 return _double(value, keep_device=True) if floating else value
 
-            args = fx.map_arg(self.node.args, argument)
-            kwargs = fx.map_arg(self.node.kwargs, argument)
+            args: Any = fx.node.map_arg(self.node.args, argument)
+            kwargs: Any = fx.node.map_arg(self.node.kwargs, argument)
             target: Callable[..., Tensor]
             if self.node.op == "call_method":
                 target, args = getattr(args[0], str(self.node.target)), args[1:]
@@ -320,9 +320,7 @@ class _Operation:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module does what its class does: no hooks, and torch's own forward."""
-    hooked = any(
-        getattr(module, name, None) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    )
+    hooked = module._forward_hooks or module._forward_pre_hooks
     return not hooked and type(module).forward.__module__.startswith("torch.nn.modules")
 
 

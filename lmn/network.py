@@ -7,12 +7,12 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmn.errors import LmnError
@@ -110,10 +110,7 @@ class Network:
     # -- running ---------------------------------------------------------------------------------------------------------
 
     def _tail(self, h: Tensor) -> Tensor:
-        if self._graph is None:
-            out = self._substituted(self._dummies(h), h)
-        else:
-            out = self._in_dtype(self._graph, h)
+        out = self._substituted(self._dummies(h), h) if self._graph is None else self._in_dtype(self._graph, h)
         return out.reshape(len(h), -1)
 
     def _substituted(self, inputs: Tensor, h: Tensor) -> Tensor:
@@ -191,8 +188,8 @@ class Network:
             raise LmnError(f"tap {self.tap!r} is never called when the model runs; tap a submodule that is.")
         if len(calls) > 1:
             raise LmnError(
-                f"tap {self.tap!r} is called {len(calls)} times in a run, so its output is not one sample; tap a submodule that "
-                "is called once (the one before or after it, say)."
+                f"tap {self.tap!r} is called {len(calls)} times in a run, so its output is not one sample; tap a submodule "
+                "that is called once (the one before or after it, say)."
             )
 
     def _check_no_way_around(self, inputs: Tensor, samples: Tensor) -> None:
@@ -262,7 +259,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside torch.compile's and DistributedDataParallel's wrappers."""
     while True:
         if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
+            model = cast(nn.Module, model._orig_mod)
         elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
         else:
@@ -326,7 +323,7 @@ def _remove_unused(graph: fx.Graph, keep: fx.Node) -> None:
             continue
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         in_place = name.endswith("_") and not name.endswith("__")
-        if node.op == "call_method" and in_place or node.op == "call_function" and (in_place or node.kwargs.get("inplace")):
+        if (node.op == "call_method" and in_place) or (node.op == "call_function" and (in_place or node.kwargs.get("inplace"))):
             raise TypeError(f"'{name}' writes in place and its result is not used")
         graph.erase_node(node)
 
@@ -338,7 +335,7 @@ class _Widest(TorchDispatchMode):
         super().__init__()
         self.numel = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor):
             self.numel = max(self.numel, out.numel())
@@ -386,7 +383,7 @@ def _outputs_of(module: nn.Module, root: nn.Module, inputs: Tensor, tap: str) ->
 def _submodule(model: nn.Module, tap: str | None) -> nn.Module | None:
     if tap is None:
         return None
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     modules.pop("", None)
     if tap in modules:
         return modules[tap]

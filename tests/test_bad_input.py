@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import lmn
+
 from models import PaperNetwork, Transformer
 
 
@@ -110,7 +111,7 @@ def test_an_error_says_what_to_do(model: nn.Module, grid: object, options: dict[
 def test_weights_that_are_nan() -> None:
     model = mlp()
     nn.init.constant_(model[2].bias, torch.nan)
-    with pytest.raises(lmn.LmnError, match="output is not finite .* is the training diverged"):
+    with pytest.raises(lmn.LmnError, match=r"output is not finite .* is the training diverged"):
         measure(model, torch.ones(3, 4))
 
 

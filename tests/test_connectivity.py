@@ -14,6 +14,7 @@ from lmn.connectivity import Subject, plan
 from lmn.grid import as_grid
 from lmn.kernels.activations import ACTIVATIONS, activation
 from lmn.kernels.connectivity import cpp
+
 from models import DATA, trained_paper_network
 
 FAST = ("cpp", "numba", "torch")

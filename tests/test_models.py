@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import lmn
+
 from models import CASES, built
 
 

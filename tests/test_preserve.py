@@ -123,5 +123,5 @@ def test_a_measurement_that_succeeds_and_one_that_fails_do_not_change_training()
                 lmn.measure(model, x, tap="norm", progress=False)
                 with pytest.raises(lmn.LmnError):
                     lmn.measure(model, x, tap="nowhere", progress=False)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[0] == losses[1]

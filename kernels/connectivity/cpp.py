@@ -24,12 +24,11 @@ def connectivity_on(problem: Problem, out: Tensor, progress: Progress, isa: str)
     if not problem.chain.layers:  # affine
         out.fill_(1)
         return 0
-    layers = [
-        (layer.z, layer.activation.core_index, layer.activation.p0, layer.activation.p1)
-        + layer.activation.by_unit(layer.z.shape[1])
-        + (layer.weight,)
-        for layer in problem.chain.layers
-    ]
+    layers = []
+    for layer in problem.chain.layers:
+        act = layer.activation
+        scale, slope = act.by_unit(layer.z.shape[1])
+        layers.append((layer.z, act.core_index, act.p0, act.p1, scale, slope, layer.weight))
     kernel = _core.Connectivity(
         layers=layers,
         y=problem.chain.y,

@@ -21,4 +21,5 @@ def pairs(first: int, last: int, n_points: int) -> tuple[np.ndarray, np.ndarray]
 
 def _before(i: np.ndarray, n_points: int) -> np.ndarray:
     """The number of pairs in the rows before row i."""
-    return i * (2 * n_points - i - 1) // 2
+    before: np.ndarray = i * (2 * n_points - i - 1) // 2
+    return before
