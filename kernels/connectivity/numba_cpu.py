@@ -1,0 +1,351 @@
+"""Chains on the CPU, by Numba: the algorithm of csrc/connectivity.hpp in loops that LLVM vectorises.
+
+A tile is 64 pairs (i, j), in lanes; the columns of all matrices in it are steps along the segments x lanes. A core is called
+through its address, on a row of columns at a time: the kernel is compiled once a precision, whatever the activations.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, register_jitable
+from torch import Tensor
+
+from lmn.kernels.connectivity.pairs import n_pairs, pairs
+from lmn.kernels.connectivity.problem import TOLERANCE, Chain, Problem, Progress
+from lmn.kernels.cores_numba import FASTMATH, elementwise
+
+_LANES = 64  # pairs in a tile; compiled loops take the number from an array, as LLVM unrolls one it knows instead
+_OUTPUTS, _UNITS = 4, 3  # of a block in a product: its weights, inputs and sums are registers enough for 16, and fastest in 32
+_TILE_BYTES = 1 << 18  # of deviations, which a product reads once a block of outputs: a part of the second-level cache
+_PAIRS_A_TASK = 64 * _LANES  # of one thread at a time: whole tiles
+_PAIRS_A_BATCH = 1 << 17  # between batches, progress is reported and Ctrl-C is heard
+
+
+def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
+    """Fill ``out``, shape (n_points, n_points), float32 or float64. Returns the number of pairs done again in float64."""
+    chain = problem.chain
+    assert chain is not None
+    if not chain.layers:  # affine
+        out.fill_(1)
+        return 0
+    out.fill_diagonal_(1)
+    matrix = out.numpy()
+    single = problem.samples.dtype == torch.float32
+    kernel = _Kernel(chain, problem.m, np.float32 if single else np.float64)
+    in_double: _Kernel | None = None
+    n, total, redone = problem.n_points, n_pairs(problem.n_points), 0
+    with ThreadPoolExecutor(problem.threads) as pool:
+        for first in range(0, total, _PAIRS_A_BATCH):
+            i, j = pairs(first, min(first + _PAIRS_A_BATCH, total), n)
+            r2, error = kernel.r2(i, j, pool)
+            if single:
+                again = np.flatnonzero(~(error <= TOLERANCE))  # a NaN is among them
+                if len(again):
+                    in_double = in_double or _Kernel(chain, problem.m, np.float64)
+                    r2[again], _ = in_double.r2(i[again], j[again], pool)
+                    redone += len(again)
+            matrix[i, j] = matrix[j, i] = r2
+            progress(len(i))
+    return redone
+
+
+class _Arrays(NamedTuple):
+    """A chain for the compiled kernel, in one precision: "real". The units of all layers stand one after another.
+
+    Attributes
+    ----------
+    units : (n_layers,), int64
+    cores : (n_layers,), int64
+        Addresses of compiled cores.
+    parameters : (n_layers, 2), real
+        p0 and p1 of the cores.
+    z : (n_units, n_points), float64
+    scale, slope : (n_units,), real
+    weights : (n_weights,), real
+        Of all affine maps, see _packed.
+    ends_in_activation : bool
+    y : (n_out, n_points), float64
+    noise : (n_out,), float64
+        Variance that rounding adds to an output's deviation.
+    negligible : (n_out,), float64
+        A sum of squares that an output's movement must exceed, or it is constant.
+    t, centred : (m - 2,), real
+        The segments' interior points, in (0, 1), and t - 1/2.
+    chunks : int
+        Parts in which the steps are taken.
+    """
+
+    units: np.ndarray
+    cores: np.ndarray
+    parameters: np.ndarray
+    z: np.ndarray
+    scale: np.ndarray
+    slope: np.ndarray
+    weights: np.ndarray
+    ends_in_activation: bool
+    y: np.ndarray
+    noise: np.ndarray
+    negligible: np.ndarray
+    t: np.ndarray
+    centred: np.ndarray
+    chunks: int
+
+
+class _Kernel:
+    def __init__(self, chain: Chain, m: int, dtype: type[np.floating]) -> None:
+        layers, activations = chain.layers, [layer.activation for layer in chain.layers]
+        units = np.array([layer.z.shape[1] for layer in layers], np.int64)
+        scale, slope = zip(*(a.by_unit(n) for a, n in zip(activations, units, strict=True)), strict=True)
+        weights = [_packed(layer.weight) for layer in layers if layer.weight is not None]
+        noise = chain.rounding_noise(dtype)
+        t = np.arange(1, m - 1) / (m - 1)
+        steps = max(1, _TILE_BYTES // (int(units.max()) * _LANES * np.dtype(dtype).itemsize))
+        self._arrays = _Arrays(
+            units=units,
+            cores=np.array([elementwise(a.core, dtype).address for a in activations], np.int64),
+            parameters=np.array([(a.p0, a.p1) for a in activations], dtype),
+            z=np.ascontiguousarray(np.concatenate([layer.z for layer in layers], axis=1).T),
+            scale=np.concatenate(scale).astype(dtype),
+            slope=np.concatenate(slope).astype(dtype),
+            weights=np.concatenate([np.empty(0), *weights]).astype(dtype),
+            ends_in_activation=layers[-1].weight is None,
+            y=np.ascontiguousarray(chain.y.T),
+            noise=noise,
+            # An output that moves by its rounding error alone is constant; in float32 such a pair is done again.
+            negligible=noise * (1e4 * (m - 2) if dtype == np.float64 else 0.0),
+            t=t.astype(dtype),
+            centred=(t - 0.5).astype(dtype),
+            chunks=math.ceil((m - 2) / steps),
+        )
+
+    def r2(self, i: np.ndarray, j: np.ndarray, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.ndarray]:
+        """L of pairs and its estimated rounding error: i and j, (n_pairs,), int64, to two (n_pairs,), float64.
+
+        The tiles, and so the bits, are the same for any number of threads.
+        """
+        r2, error = np.empty(len(i)), np.empty(len(i))
+
+        def run(first: int) -> None:
+            task = slice(first, first + _PAIRS_A_TASK)
+            _run(i[task], j[task], self._arrays, r2[task], error[task])
+
+        for _ in pool.map(run, range(0, len(i), _PAIRS_A_TASK)):
+            pass
+        return r2, error
+
+
+@register_jitable
+def _whole_blocks(count, block):
+    return (count + block - 1) // block * block
+
+
+def _packed(weight: np.ndarray) -> np.ndarray:
+    """Weights (n_next, n_hidden) as [block of outputs][block of units][output][unit], filled up with zeros, flat."""
+    n_next, n_hidden = weight.shape
+    padded = np.zeros((_whole_blocks(n_next, _OUTPUTS), _whole_blocks(n_hidden, _UNITS)))
+    padded[:n_next, :n_hidden] = weight
+    return padded.reshape(-1, _OUTPUTS, padded.shape[1] // _UNITS, _UNITS).transpose(0, 2, 1, 3).ravel()
+
+
+# ---- compiled --------------------------------------------------------------------------------------------------------
+
+_jit = njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+
+
+@intrinsic
+def _apply_core(_typing_context, address, p0, p1, data, n):
+    """Call the function that kernels/cores_numba.py: elementwise has compiled, on n values at the address ``data``."""
+
+    def generate(context, builder, signature, arguments):
+        where, first, second, values, count = arguments
+        real = context.get_value_type(signature.args[1])
+        integer = context.get_value_type(types.intp)
+        function = ir.FunctionType(ir.VoidType(), (real, real, real.as_pointer(), integer)).as_pointer()
+        pointer = builder.inttoptr(values, real.as_pointer())
+        builder.call(builder.inttoptr(where, function), (first, second, pointer, count))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, p0, p1, types.uintp, types.intp), generate
+
+
+@_jit
+def _run(i, j, chain, r2, error):
+    """Fill L and its estimated rounding error of pairs, tile by tile; the last tile is filled up with the last pair."""
+    n_steps, widest, real = (len(chain.t) + chain.chunks - 1) // chain.chunks, chain.units.max(), chain.scale.dtype
+    of_i, of_j = np.empty(_LANES, np.uintp), np.empty(_LANES, np.uintp)  # unsigned: no check for counting from the end
+    ends = (
+        _empty(len(chain.z), _LANES, real),  # z of sample i
+        _empty(len(chain.z), _LANES, real),  # z of sample j less that
+        _empty(len(chain.z), _LANES, real),  # and the same of the cores
+        _empty(len(chain.z), _LANES, real),
+    )
+    deviation = _empty(_whole_blocks(widest, _UNITS), n_steps * _LANES, real)  # of a layer's activations: what a product takes
+    shift = _empty(_whole_blocks(widest, _OUTPUTS), n_steps * _LANES, real)  # of the next one's pre-activations: what it gives
+    sums = _empty(3 * len(chain.y), _LANES, real).reshape(len(chain.y), 3, _LANES)  # of u, of (t - 1/2) u and of u^2
+    dy, unexplained, wrong = np.empty(_LANES), np.empty(_LANES), np.empty(_LANES)
+    for first in range(0, len(i), _LANES):
+        for lane in range(_LANES):
+            pair = min(first + lane, len(i) - 1)
+            of_i[lane], of_j[lane] = i[pair], j[pair]
+        _set_ends(of_i, of_j, chain, ends)
+        sums[:] = 0
+        for chunk in range(chain.chunks):
+            steps = slice(len(chain.t) * chunk // chain.chunks, len(chain.t) * (chunk + 1) // chain.chunks)
+            _advance(chain, chain.t[steps], chain.centred[steps], ends, deviation, shift, sums)
+        _reduce(of_i, of_j, chain, sums, dy, unexplained, wrong)
+        for lane in range(min(_LANES, len(i) - first)):
+            r2[first + lane] = 1 - unexplained[lane] / len(chain.y)
+            error[first + lane] = wrong[lane] / len(chain.y)
+
+
+@_jit
+def _empty(rows, columns, real):
+    """An array that starts at a cache line: a vector that lies across two costs twice."""
+    flat = np.empty(rows * columns + 64, real)
+    skip = -flat.ctypes.data % 64 // flat.itemsize
+    return flat[skip : skip + rows * columns].reshape(rows, columns)
+
+
+@_jit
+def _set_ends(of_i, of_j, chain, ends):
+    """The segments' ends, and those of the cores along them."""
+    for c in range(len(chain.z)):
+        z, z_i, dz, core_i, core_j = chain.z[c], ends[0][c], ends[1][c], ends[2][c], ends[3][c]
+        for lane in range(len(z_i)):
+            z_i[lane] = z[of_i[lane]]
+            dz[lane] = z[of_j[lane]] - z[of_i[lane]]  # in float64 before it is rounded
+        for lane in range(len(z_i)):
+            core_i[lane] = z_i[lane]
+            core_j[lane] = z_i[lane] + dz[lane]
+    c = 0
+    for layer in range(len(chain.units)):
+        p0, p1 = chain.parameters[layer]
+        for core_c in (ends[2][c], ends[3][c]):  # the rows that follow are contiguous
+            _apply_core(chain.cores[layer], p0, p1, core_c.ctypes.data, chain.units[layer] * _LANES)
+        c += chain.units[layer]
+    for c in range(len(chain.z)):
+        core_i, dcore = ends[2][c], ends[3][c]
+        for lane in range(len(dcore)):
+            dcore[lane] -= core_i[lane]
+
+
+@_jit
+def _advance(chain, t, centred, ends, deviation, shift, sums):
+    """Some steps along the segments through the whole chain, into the sums."""
+    n_layers, n_out, c, packed = len(chain.units), len(sums), 0, 0
+    for layer in range(n_layers):
+        units, last = chain.units[layer], layer == n_layers - 1
+        _deviate(chain, layer, c, t, ends, shift, deviation)
+        c += units
+        if last and chain.ends_in_activation:
+            for k in range(n_out):
+                _accumulate(deviation[k], t, centred, sums[k])
+            break
+        size = _whole_blocks(units, _UNITS) * _OUTPUTS
+        for k in range(0, n_out if last else chain.units[layer + 1], _OUTPUTS):
+            row = 0 if last else k
+            products = shift[row : row + _OUTPUTS]
+            _multiply(chain.weights[packed : packed + size], deviation, len(t) * _LANES, products)
+            packed += size
+            if last:
+                for output in range(min(_OUTPUTS, n_out - k)):
+                    _accumulate(products[output], t, centred, sums[k + output])
+
+
+@_jit
+def _deviate(chain, layer, first, t, ends, shift, deviation):
+    """The deviations of a layer's activations from their chords, where their arguments deviate by shift:
+
+    deviation[c] = scale[c] (core(z + t dz + shift[c]) - core's chord at t) + slope[c] shift[c]; shift is 0 in layer 0.
+    """
+    units, n_columns = chain.units[layer], len(t) * _LANES
+    p0, p1 = chain.parameters[layer]
+    for c in range(units):
+        unit = first + c
+        z_i, dz, core_i, dcore = ends[0][unit], ends[1][unit], ends[2][unit], ends[3][unit]
+        scale, slope = chain.scale[unit], chain.slope[unit]
+        row, u = deviation[c], shift[c]
+        for step in range(len(t)):
+            at, t_step = row[step * _LANES : (step + 1) * _LANES], t[step]
+            for lane in range(len(z_i)):
+                at[lane] = z_i[lane] + t_step * dz[lane]
+        if layer > 0:
+            for q in range(n_columns):
+                row[q] += u[q]
+        _apply_core(chain.cores[layer], p0, p1, row.ctypes.data, n_columns)
+        for step in range(len(t)):
+            at, t_step = row[step * _LANES : (step + 1) * _LANES], t[step]
+            for lane in range(len(z_i)):
+                at[lane] = scale * (at[lane] - (core_i[lane] + t_step * dcore[lane]))
+        if layer > 0:
+            for q in range(n_columns):
+                row[q] += slope * u[q]
+    deviation[units : _whole_blocks(units, _UNITS)] = 0  # what fills up the last block
+
+
+@_jit
+def _multiply(weights, columns, n_columns, products):
+    """products[k] = sum over c of weights[c // 3, k, c % 3] columns[c], for four k.
+
+    Twelve weights stay in registers while a loop, vectorised for whatever machine this is, passes over the columns.
+    """
+    y0, y1, y2, y3 = products[0], products[1], products[2], products[3]
+    for q in range(n_columns):
+        y0[q] = y1[q] = y2[q] = y3[q] = 0
+    for c in range(0, len(weights) // _OUTPUTS, _UNITS):
+        w = weights[c * _OUTPUTS : (c + _UNITS) * _OUTPUTS]
+        w00, w01, w02, w10, w11, w12 = w[0], w[1], w[2], w[3], w[4], w[5]
+        w20, w21, w22, w30, w31, w32 = w[6], w[7], w[8], w[9], w[10], w[11]
+        row0, row1, row2 = columns[c], columns[c + 1], columns[c + 2]
+        for q in range(n_columns):
+            x0, x1, x2 = row0[q], row1[q], row2[q]
+            y0[q] = y0[q] + w00 * x0 + w01 * x1 + w02 * x2
+            y1[q] = y1[q] + w10 * x0 + w11 * x1 + w12 * x2
+            y2[q] = y2[q] + w20 * x0 + w21 * x1 + w22 * x2
+            y3[q] = y3[q] + w30 * x0 + w31 * x1 + w32 * x2
+
+
+@_jit
+def _accumulate(u, t, centred, sums):
+    s1, s2, s3 = sums[0], sums[1], sums[2]
+    for step in range(len(t)):
+        u_step, centred_step = u[step * _LANES : (step + 1) * _LANES], centred[step]
+        for lane in range(len(s1)):
+            s1[lane] += u_step[lane]
+            s2[lane] += centred_step * u_step[lane]
+            s3[lane] += u_step[lane] * u_step[lane]
+
+
+@_jit
+def _reduce(of_i, of_j, chain, sums, dy, unexplained, wrong):
+    """The sums over outputs of 1 - r^2, and of its estimated rounding error; in float64 from here on."""
+    m = len(chain.t) + 2
+    sxx = m * (m + 1) / (12 * (m - 1))
+    one_by_m, one_by_sxx = 1 / m, 1 / sxx
+    unexplained[:] = 0
+    wrong[:] = 0
+    for k in range(len(chain.y)):
+        y, s1, s2, s3 = chain.y[k], sums[k, 0], sums[k, 1], sums[k, 2]
+        for lane in range(_LANES):
+            dy[lane] = y[of_j[lane]] - y[of_i[lane]]
+        noise, negligible = chain.noise[k], chain.negligible[k]
+        still = 1.0 if noise > 0 else 0.0  # the estimate where the output does not move
+        for lane in range(len(dy)):
+            # y(t) = y_i + t dy + u(t), so cov(y, t) m = dy sxx + sum(t' u), and what a line leaves of y it leaves of u.
+            u, tu, uu = np.float64(s1[lane]), np.float64(s2[lane]), np.float64(s3[lane])
+            sxy = dy[lane] * sxx + tu
+            rest = uu - u * u * one_by_m - tu * tu * one_by_sxx
+            rest = 0.0 if rest < 0 else rest  # a NaN stays
+            total = sxy * sxy * one_by_sxx + rest
+            one_by_total = 1 / total
+            unexplained[lane] += rest * one_by_total if total > negligible else total * 0
+            estimate = (noise * (m - 2) + 2 * math.sqrt(noise * rest)) * one_by_total
+            estimate = still if total == 0 else estimate
+            wrong[lane] += 1.0 if estimate > 1 else estimate
