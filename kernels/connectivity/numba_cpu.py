@@ -61,9 +61,8 @@ class _Arrays(NamedTuple):
 
     Attributes
     ----------
-    units : (n_layers,), int64
-    cores : (n_layers,), int64
-        Addresses of compiled cores.
+    first, units, cores : (n_layers,), int64
+        Of each layer the first unit, the number of units, and the address of the compiled core.
     parameters : (n_layers, 2), real
         p0 and p1 of the cores.
     z : (n_units, n_points), float64
@@ -78,10 +77,11 @@ class _Arrays(NamedTuple):
         A sum of squares that an output's movement must exceed, or it is constant.
     t, centred : (m - 2,), real
         The segments' interior points, in (0, 1), and t - 1/2.
-    chunks : int
-        Parts in which the steps are taken.
+    steps : int
+        The most that are taken at once.
     """
 
+    first: np.ndarray
     units: np.ndarray
     cores: np.ndarray
     parameters: np.ndarray
@@ -95,7 +95,29 @@ class _Arrays(NamedTuple):
     negligible: np.ndarray
     t: np.ndarray
     centred: np.ndarray
-    chunks: int
+    steps: int
+
+
+class _Scratch(NamedTuple):
+    """What a thread works in.
+
+    Attributes
+    ----------
+    z_i, dz, core_i, dcore : (n_units, lanes), real
+        z of sample i, z of sample j less that, and the same of the cores.
+    deviation, shift : (units of the widest layer, steps x lanes), real
+        From the chord: of activations, which a product takes; of the next layer's pre-activations, which it gives.
+    sums : (n_out, 3, lanes), real
+        Over the steps, of an output's deviation u, of (t - 1/2) u and of u^2.
+    """
+
+    z_i: np.ndarray
+    dz: np.ndarray
+    core_i: np.ndarray
+    dcore: np.ndarray
+    deviation: np.ndarray
+    shift: np.ndarray
+    sums: np.ndarray
 
 
 class _Kernel:
@@ -106,8 +128,9 @@ class _Kernel:
         weights = [_packed(layer.weight) for layer in layers if layer.weight is not None]
         noise = chain.rounding_noise(dtype)
         t = np.arange(1, m - 1) / (m - 1)
-        steps = max(1, _TILE_BYTES // (int(units.max()) * _LANES * np.dtype(dtype).itemsize))
+        most_steps = max(1, _TILE_BYTES // (int(units.max()) * _LANES * np.dtype(dtype).itemsize))
         self._arrays = _Arrays(
+            first=np.cumsum(units) - units,
             units=units,
             cores=np.array([elementwise(a.core, dtype).address for a in activations], np.int64),
             parameters=np.array([(a.p0, a.p1) for a in activations], dtype),
@@ -122,7 +145,7 @@ class _Kernel:
             negligible=noise * (1e4 * (m - 2) if dtype == np.float64 else 0.0),
             t=t.astype(dtype),
             centred=(t - 0.5).astype(dtype),
-            chunks=math.ceil((m - 2) / steps),
+            steps=math.ceil((m - 2) / math.ceil((m - 2) / most_steps)),  # balanced
         )
 
     def r2(self, i: np.ndarray, j: np.ndarray, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.ndarray]:
@@ -134,11 +157,29 @@ class _Kernel:
 
         def run(first: int) -> None:
             task = slice(first, first + _PAIRS_A_TASK)
-            _run(i[task], j[task], self._arrays, r2[task], error[task])
+            _run(i[task], j[task], self._arrays, self._scratch(), r2[task], error[task])
 
         for _ in pool.map(run, range(0, len(i), _PAIRS_A_TASK)):
             pass
         return r2, error
+
+    def _scratch(self) -> _Scratch:
+        chain = self._arrays
+        widest, columns, dtype = int(chain.units.max()), chain.steps * _LANES, chain.scale.dtype
+        return _Scratch(
+            *(_aligned((len(chain.z), _LANES), dtype) for _ in range(4)),
+            deviation=_aligned((_whole_blocks(widest, _UNITS), columns), dtype),
+            shift=_aligned((_whole_blocks(widest, _OUTPUTS), columns), dtype),
+            sums=_aligned((len(chain.y), 3, _LANES), dtype),
+        )
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that starts at a cache line: a vector that lies across two costs twice."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 @register_jitable
@@ -156,7 +197,8 @@ def _packed(weight: np.ndarray) -> np.ndarray:
 
 # ---- compiled --------------------------------------------------------------------------------------------------------
 
-_jit = njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+_OPTIONS = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
+_jit = njit(**_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # called from compiled code alone, cached with it
 
 
 @intrinsic
@@ -175,118 +217,94 @@ def _apply_core(_typing_context, address, p0, p1, data, n):
     return types.void(types.intp, p0, p1, types.uintp, types.intp), generate
 
 
-@_jit
-def _run(i, j, chain, r2, error):
+@njit(**_OPTIONS, cache=True)
+def _run(i, j, chain, scratch, r2, error):
     """Fill L and its estimated rounding error of pairs, tile by tile; the last tile is filled up with the last pair."""
-    n_steps, widest, real = (len(chain.t) + chain.chunks - 1) // chain.chunks, chain.units.max(), chain.scale.dtype
+    n_layers, n_out, n_steps = len(chain.units), len(chain.y), len(chain.t)
+    z_i, dz, core_i, dcore, deviation, shift, sums = scratch
     of_i, of_j = np.empty(_LANES, np.uintp), np.empty(_LANES, np.uintp)  # unsigned: no check for counting from the end
-    ends = (
-        _empty(len(chain.z), _LANES, real),  # z of sample i
-        _empty(len(chain.z), _LANES, real),  # z of sample j less that
-        _empty(len(chain.z), _LANES, real),  # and the same of the cores
-        _empty(len(chain.z), _LANES, real),
-    )
-    deviation = _empty(_whole_blocks(widest, _UNITS), n_steps * _LANES, real)  # of a layer's activations: what a product takes
-    shift = _empty(_whole_blocks(widest, _OUTPUTS), n_steps * _LANES, real)  # of the next one's pre-activations: what it gives
-    sums = _empty(3 * len(chain.y), _LANES, real).reshape(len(chain.y), 3, _LANES)  # of u, of (t - 1/2) u and of u^2
     dy, unexplained, wrong = np.empty(_LANES), np.empty(_LANES), np.empty(_LANES)
-    for first in range(0, len(i), _LANES):
+    for tile in range(0, len(i), _LANES):
         for lane in range(_LANES):
-            pair = min(first + lane, len(i) - 1)
+            pair = min(tile + lane, len(i) - 1)
             of_i[lane], of_j[lane] = i[pair], j[pair]
-        _set_ends(of_i, of_j, chain, ends)
+        for layer in range(n_layers):
+            first, units, core = chain.first[layer], chain.units[layer], chain.cores[layer]
+            p0, p1 = chain.parameters[layer, 0], chain.parameters[layer, 1]
+            _set_ends(of_i, of_j, first, units, core, p0, p1, chain.z, z_i, dz, core_i, dcore)
         sums[:] = 0
-        for chunk in range(chain.chunks):
-            steps = slice(len(chain.t) * chunk // chain.chunks, len(chain.t) * (chunk + 1) // chain.chunks)
-            _advance(chain, chain.t[steps], chain.centred[steps], ends, deviation, shift, sums)
-        _reduce(of_i, of_j, chain, sums, dy, unexplained, wrong)
-        for lane in range(min(_LANES, len(i) - first)):
-            r2[first + lane] = 1 - unexplained[lane] / len(chain.y)
-            error[first + lane] = wrong[lane] / len(chain.y)
+        for step in range(0, n_steps, chain.steps):
+            t, centred = chain.t[step : step + chain.steps], chain.centred[step : step + chain.steps]
+            packed = 0
+            for layer in range(n_layers):
+                first, units, core = chain.first[layer], chain.units[layer], chain.cores[layer]
+                p0, p1 = chain.parameters[layer, 0], chain.parameters[layer, 1]
+                scale, slope, last = chain.scale, chain.slope, layer == n_layers - 1
+                _deviate(first, units, core, p0, p1, scale, slope, t, z_i, dz, core_i, dcore, layer > 0, shift, deviation)
+                if last and chain.ends_in_activation:
+                    for k in range(n_out):
+                        _accumulate(deviation[k], t, centred, sums[k])
+                    break
+                size = _whole_blocks(units, _UNITS) * _OUTPUTS
+                for k in range(0, n_out if last else chain.units[layer + 1], _OUTPUTS):
+                    row = 0 if last else k  # the last products are used up at once
+                    products = shift[row : row + _OUTPUTS]
+                    _multiply(chain.weights[packed : packed + size], deviation, len(t) * _LANES, products)
+                    packed += size
+                    if last:
+                        for output in range(k, min(k + _OUTPUTS, n_out)):
+                            _accumulate(products[output - k], t, centred, sums[output])
+        _reduce(of_i, of_j, chain.y, chain.noise, chain.negligible, n_steps, sums, dy, unexplained, wrong)
+        for lane in range(min(_LANES, len(i) - tile)):
+            r2[tile + lane] = 1 - unexplained[lane] / n_out
+            error[tile + lane] = wrong[lane] / n_out
 
 
 @_jit
-def _empty(rows, columns, real):
-    """An array that starts at a cache line: a vector that lies across two costs twice."""
-    flat = np.empty(rows * columns + 64, real)
-    skip = -flat.ctypes.data % 64 // flat.itemsize
-    return flat[skip : skip + rows * columns].reshape(rows, columns)
+def _set_ends(of_i, of_j, first, units, core, p0, p1, z, z_i, dz, core_i, dcore):
+    """The ends of segments in one layer, and those of the cores along them."""
+    for c in range(first, first + units):
+        of_samples, z_i_c, dz_c, core_i_c, core_j_c = z[c], z_i[c], dz[c], core_i[c], dcore[c]
+        for lane in range(_LANES):
+            z_i_c[lane] = of_samples[of_i[lane]]
+            dz_c[lane] = of_samples[of_j[lane]] - of_samples[of_i[lane]]  # in float64 before it is rounded
+        for lane in range(len(z_i_c)):
+            core_i_c[lane] = z_i_c[lane]
+            core_j_c[lane] = z_i_c[lane] + dz_c[lane]
+    _apply_core(core, p0, p1, core_i[first].ctypes.data, units * _LANES)
+    _apply_core(core, p0, p1, dcore[first].ctypes.data, units * _LANES)
+    for c in range(first, first + units):
+        core_i_c, dcore_c = core_i[c], dcore[c]
+        for lane in range(len(dcore_c)):
+            dcore_c[lane] -= core_i_c[lane]
 
 
 @_jit
-def _set_ends(of_i, of_j, chain, ends):
-    """The segments' ends, and those of the cores along them."""
-    for c in range(len(chain.z)):
-        z, z_i, dz, core_i, core_j = chain.z[c], ends[0][c], ends[1][c], ends[2][c], ends[3][c]
-        for lane in range(len(z_i)):
-            z_i[lane] = z[of_i[lane]]
-            dz[lane] = z[of_j[lane]] - z[of_i[lane]]  # in float64 before it is rounded
-        for lane in range(len(z_i)):
-            core_i[lane] = z_i[lane]
-            core_j[lane] = z_i[lane] + dz[lane]
-    c = 0
-    for layer in range(len(chain.units)):
-        p0, p1 = chain.parameters[layer]
-        for core_c in (ends[2][c], ends[3][c]):  # the rows that follow are contiguous
-            _apply_core(chain.cores[layer], p0, p1, core_c.ctypes.data, chain.units[layer] * _LANES)
-        c += chain.units[layer]
-    for c in range(len(chain.z)):
-        core_i, dcore = ends[2][c], ends[3][c]
-        for lane in range(len(dcore)):
-            dcore[lane] -= core_i[lane]
+def _deviate(first, units, core, p0, p1, scale, slope, t, z_i, dz, core_i, dcore, shifted, shift, deviation):
+    """The deviations of a layer's activations from their chords, where their arguments deviate by shift, or by nothing:
 
-
-@_jit
-def _advance(chain, t, centred, ends, deviation, shift, sums):
-    """Some steps along the segments through the whole chain, into the sums."""
-    n_layers, n_out, c, packed = len(chain.units), len(sums), 0, 0
-    for layer in range(n_layers):
-        units, last = chain.units[layer], layer == n_layers - 1
-        _deviate(chain, layer, c, t, ends, shift, deviation)
-        c += units
-        if last and chain.ends_in_activation:
-            for k in range(n_out):
-                _accumulate(deviation[k], t, centred, sums[k])
-            break
-        size = _whole_blocks(units, _UNITS) * _OUTPUTS
-        for k in range(0, n_out if last else chain.units[layer + 1], _OUTPUTS):
-            row = 0 if last else k
-            products = shift[row : row + _OUTPUTS]
-            _multiply(chain.weights[packed : packed + size], deviation, len(t) * _LANES, products)
-            packed += size
-            if last:
-                for output in range(min(_OUTPUTS, n_out - k)):
-                    _accumulate(products[output], t, centred, sums[k + output])
-
-
-@_jit
-def _deviate(chain, layer, first, t, ends, shift, deviation):
-    """The deviations of a layer's activations from their chords, where their arguments deviate by shift:
-
-    deviation[c] = scale[c] (core(z + t dz + shift[c]) - core's chord at t) + slope[c] shift[c]; shift is 0 in layer 0.
+    deviation[c] = scale[c] (core(z + t dz + shift[c]) - core's chord at t) + slope[c] shift[c].
     """
-    units, n_columns = chain.units[layer], len(t) * _LANES
-    p0, p1 = chain.parameters[layer]
+    n_columns = len(t) * _LANES
     for c in range(units):
-        unit = first + c
-        z_i, dz, core_i, dcore = ends[0][unit], ends[1][unit], ends[2][unit], ends[3][unit]
-        scale, slope = chain.scale[unit], chain.slope[unit]
-        row, u = deviation[c], shift[c]
+        unit, row, u = first + c, deviation[c], shift[c]
+        z_i_c, dz_c, core_i_c, dcore_c = z_i[unit], dz[unit], core_i[unit], dcore[unit]
+        scale_c, slope_c = scale[unit], slope[unit]
         for step in range(len(t)):
             at, t_step = row[step * _LANES : (step + 1) * _LANES], t[step]
-            for lane in range(len(z_i)):
-                at[lane] = z_i[lane] + t_step * dz[lane]
-        if layer > 0:
+            for lane in range(len(dz_c)):
+                at[lane] = z_i_c[lane] + t_step * dz_c[lane]
+        if shifted:
             for q in range(n_columns):
                 row[q] += u[q]
-        _apply_core(chain.cores[layer], p0, p1, row.ctypes.data, n_columns)
+        _apply_core(core, p0, p1, row.ctypes.data, n_columns)
         for step in range(len(t)):
             at, t_step = row[step * _LANES : (step + 1) * _LANES], t[step]
-            for lane in range(len(z_i)):
-                at[lane] = scale * (at[lane] - (core_i[lane] + t_step * dcore[lane]))
-        if layer > 0:
+            for lane in range(len(dcore_c)):
+                at[lane] = scale_c * (at[lane] - (core_i_c[lane] + t_step * dcore_c[lane]))
+        if shifted:
             for q in range(n_columns):
-                row[q] += slope * u[q]
+                row[q] += slope_c * u[q]
     deviation[units : _whole_blocks(units, _UNITS)] = 0  # what fills up the last block
 
 
@@ -324,19 +342,18 @@ def _accumulate(u, t, centred, sums):
 
 
 @_jit
-def _reduce(of_i, of_j, chain, sums, dy, unexplained, wrong):
+def _reduce(of_i, of_j, y, noise, negligible, n_steps, sums, dy, unexplained, wrong):
     """The sums over outputs of 1 - r^2, and of its estimated rounding error; in float64 from here on."""
-    m = len(chain.t) + 2
+    m = n_steps + 2
     sxx = m * (m + 1) / (12 * (m - 1))
     one_by_m, one_by_sxx = 1 / m, 1 / sxx
     unexplained[:] = 0
     wrong[:] = 0
-    for k in range(len(chain.y)):
-        y, s1, s2, s3 = chain.y[k], sums[k, 0], sums[k, 1], sums[k, 2]
+    for k in range(len(y)):
+        y_k, s1, s2, s3, noise_k, negligible_k = y[k], sums[k, 0], sums[k, 1], sums[k, 2], noise[k], negligible[k]
         for lane in range(_LANES):
-            dy[lane] = y[of_j[lane]] - y[of_i[lane]]
-        noise, negligible = chain.noise[k], chain.negligible[k]
-        still = 1.0 if noise > 0 else 0.0  # the estimate where the output does not move
+            dy[lane] = y_k[of_j[lane]] - y_k[of_i[lane]]
+        still = 1.0 if noise_k > 0 else 0.0  # the estimate where the output does not move
         for lane in range(len(dy)):
             # y(t) = y_i + t dy + u(t), so cov(y, t) m = dy sxx + sum(t' u), and what a line leaves of y it leaves of u.
             u, tu, uu = np.float64(s1[lane]), np.float64(s2[lane]), np.float64(s3[lane])
@@ -345,7 +362,7 @@ def _reduce(of_i, of_j, chain, sums, dy, unexplained, wrong):
             rest = 0.0 if rest < 0 else rest  # a NaN stays
             total = sxy * sxy * one_by_sxx + rest
             one_by_total = 1 / total
-            unexplained[lane] += rest * one_by_total if total > negligible else total * 0
-            estimate = (noise * (m - 2) + 2 * math.sqrt(noise * rest)) * one_by_total
+            unexplained[lane] += rest * one_by_total if total > negligible_k else total * 0
+            estimate = (noise_k * n_steps + 2 * math.sqrt(noise_k * rest)) * one_by_total
             estimate = still if total == 0 else estimate
             wrong[lane] += 1.0 if estimate > 1 else estimate
