@@ -87,9 +87,7 @@ class RegularGrid:
         return f"{self.kind} of {' x '.join(map(str, self.counts))} points"
 
 
-def box(
-    low: float | Sequence[float] | Tensor, high: float | Sequence[float] | Tensor, n: int | Sequence[int]
-) -> RegularGrid:
+def box(low: float | Sequence[float] | Tensor, high: float | Sequence[float] | Tensor, n: int | Sequence[int]) -> RegularGrid:
     """A regular grid over an axis-parallel box of an input space of as many dimensions.
 
     Parameters

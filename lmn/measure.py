@@ -91,9 +91,7 @@ def measure(
     points = as_grid(grid)
     indices = _sample(points.n_points, max_points, seed)
     with Subject(model, points, tap=tap, select=select) as subject:
-        found = compute(
-            subject, indices, backend=backend, m=m, threads=threads, progress=progress, dtype=torch.float64
-        )
+        found = compute(subject, indices, backend=backend, m=m, threads=threads, progress=progress, dtype=torch.float64)
     matrix = found.matrix.clone() if connectivity else None
     eigenvalues = eigenvalues_in_place(found.matrix.cpu().numpy())
     complexity = nonlinear_complexity(eigenvalues)

@@ -402,9 +402,7 @@ def _check_takes_one_input(model: nn.Module) -> None:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
         return
-    required = [
-        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
+    required = [p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(required) > 1:
         raise LmnError(
             f"the model takes {len(required)} inputs ({', '.join(required)}) and a grid is one tensor; wrap the model in a "

@@ -73,7 +73,7 @@ def eigenvalues_in_place(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @cache
 def _dsyevd() -> tuple[Any, type] | None:
-    import numpy.linalg._umath_linalg as numpy_linalg  # noqa: PLC0415
+    import numpy.linalg._umath_linalg as numpy_linalg
 
     for path, symbol, integer in (
         (numpy_linalg.__file__, "scipy_dsyevd_64_", ctypes.c_int64),  # NumPy's wheels: OpenBLAS with 64-bit integers

@@ -55,9 +55,7 @@ MODULES = {
 
 
 def agree(model: nn.Module, x: torch.Tensor, backend: str, m: int = 21) -> None:
-    got, expected = (
-        lmn.connectivity(model, x, backend=name, m=m, progress=False).double() for name in (backend, "reference")
-    )
+    got, expected = (lmn.connectivity(model, x, backend=name, m=m, progress=False).double() for name in (backend, "reference"))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 if x.dtype == torch.float32 else 1e-10)
 
 
@@ -118,9 +116,7 @@ def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
 def test_the_bits_do_not_depend_on_threads(backend: str) -> None:
     torch.manual_seed(7)
     model, x = network("silu", 33, 7), torch.randn(65, 4)
-    one, two, three = (
-        lmn.connectivity(model, x, backend=backend, threads=threads, progress=False) for threads in (1, 2, 3)
-    )
+    one, two, three = (lmn.connectivity(model, x, backend=backend, threads=threads, progress=False) for threads in (1, 2, 3))
     if backend == "torch":  # threads set the chunk; a library's product may round by its size
         torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
     else:
@@ -152,10 +148,7 @@ def test_scaling_and_shifting_outputs_changes_nothing(backend: str) -> None:
 def test_an_affine_map_in_front_changes_nothing(backend: str) -> None:
     torch.manual_seed(10)
     model, x = nn.Sequential(nn.Linear(6, 4), network("silu", 17, 3)).double(), torch.randn(19, 6).double()
-    one, other = (
-        lmn.connectivity(model, x, backend=backend, tap=tap, progress=False)
-        for tap in (None, "0")
-    )
+    one, other = (lmn.connectivity(model, x, backend=backend, tap=tap, progress=False) for tap in (None, "0"))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
@@ -255,7 +248,5 @@ def test_the_matrices_of_trained_networks(backend: str, step: int) -> None:
 
 def test_the_tap_at_the_activation_is_the_tap_after_the_next_linear() -> None:
     model, pairs = trained_paper_network(4000)
-    one, other = (
-        lmn.measure(model.double(), pairs[:100], tap=tap, progress=False).lmn for tap in ("embedding", "linear1")
-    )
+    one, other = (lmn.measure(model.double(), pairs[:100], tap=tap, progress=False).lmn for tap in ("embedding", "linear1"))
     assert one == pytest.approx(other, rel=1e-9)

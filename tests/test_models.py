@@ -13,9 +13,7 @@ def test_a_model_takes_its_path_and_agrees_with_the_reference(name: str) -> None
     case = CASES[name]
     model, inputs = built(case)
     measured = lmn.measure(model, inputs, tap=case.tap, select=case.select, connectivity=True, progress=False)
-    expected = lmn.connectivity(
-        model, inputs, tap=case.tap, select=case.select, backend="reference", progress=False
-    )
+    expected = lmn.connectivity(model, inputs, tap=case.tap, select=case.select, backend="reference", progress=False)
     assert measured.path == case.path
     assert measured.connectivity is not None
     torch.testing.assert_close(measured.connectivity, expected.double(), rtol=0, atol=1e-5)

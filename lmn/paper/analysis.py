@@ -15,6 +15,7 @@ Array = np.ndarray[Any, Any]
 _HEADS = ("step", "LMN", "L2 norm", "train loss", "test loss", "train acc", "test acc")
 _MOST_ROWS = 18
 _MOST_TURNS = 6
+UNDERFLOW = 2 * float(np.finfo(np.float32).eps)  # nats
 
 
 class Phase(IntEnum):
@@ -88,6 +89,11 @@ def turning_points(curve: Array, prominence: float = 0.03) -> list[Turn]:
     return [turn for turn in turns if turn.index > 0]
 
 
+def underflowed(run: Run) -> int | None:
+    """The index of the first row whose training loss float32 can't resolve: a mean of 1 - p with p within a rounding of 1."""
+    return next((index for index, row in enumerate(run.rows) if row.train_loss < UNDERFLOW), None)
+
+
 def table(run: Run) -> str:
     """The rows of a run, thinned to what fits on a screen; those of which the summary speaks are kept."""
     remarks: dict[int, list[str]] = {0: ["start"]}
@@ -129,14 +135,23 @@ def summary(run: Run) -> str:
         if index is not None
     ]
     sentences.append(f"LMN: {', '.join(moments)}, {last.lmn:.1f} at the end (step {last.step}).")
-    return "\n".join([*sentences, _correlations(run), _turns(run), *run.notes])
+    sentences += [_correlations(run), _turns(run)]
+    underflow = underflowed(run)
+    if underflow is not None:
+        sentences.append(
+            f"From step {run.rows[underflow].step} on the training loss is below float32's resolution ({UNDERFLOW:.1e}): its "
+            "gradient is rounding error, the training destabilises, and the LMN falls for that reason."
+        )
+    return "\n".join([*sentences, *run.notes])
 
 
 def correlations(run: Run) -> tuple[int, float | None, float | None]:
-    """Over the generalising phase: the number of rows with an LMN, and r² of the test loss with the LMN and with the L2 norm."""
+    """Over the generalising phase, as far as float32 resolves the training loss: the number of rows with an LMN, and r² of the
+    test loss with LMN and with the L2 norm."""
     lmn = run.column("lmn")
     chosen = phases(run.column("train_accuracy"), run.column("test_accuracy")) == Phase.GENERALISING
     chosen &= np.isfinite(lmn)  # both correlations are over the same rows
+    chosen[len(chosen) if (end := underflowed(run)) is None else end :] = False
     loss = run.column("test_loss")[chosen]
     return int(chosen.sum()), r_squared(lmn[chosen], loss), r_squared(run.column("l2_norm")[chosen], loss)
 

@@ -61,10 +61,10 @@ def task(name: TaskName) -> Task:
             return Task("5-bit bitwise XOR", a[:, None] ^ a)
 
 
-def split(task: Task, seed: int) -> tuple[Pairs, Pairs]:
-    """All pairs of a task, 80 % of them (rounded down) drawn at random for training and the others for the test."""
+def split(task: Task) -> tuple[Pairs, Pairs]:
+    """All pairs of a task, 80 % of them (rounded down) drawn by torch's generator for training and the others for the test."""
     n = task.n_tokens
-    order = torch.randperm(n * n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n * n)
     tokens = torch.stack([order // n, order % n], dim=1)
     pairs = Pairs(tokens, task.table[tokens[:, 0], tokens[:, 1]])
     n_train = n * n * 4 // 5
@@ -75,7 +75,7 @@ def split(task: Task, seed: int) -> tuple[Pairs, Pairs]:
 
 
 def _composition_table(n: int) -> Tensor:
-    """The table of (a ∘ b)(i) = a(b(i)) over all permutations of n things, numbered in lexicographic order: 0 is the identity."""
+    """The table of (a ∘ b)(i) = a(b(i)) over all permutations of n things, in lexicographic order: 0 is the identity."""
     elements = list(permutations(range(n)))
     number = {element: index for index, element in enumerate(elements)}
     return torch.tensor([[number[tuple(a[i] for i in b)] for b in elements] for a in elements])

@@ -118,7 +118,8 @@ def train(task: Task, *, seed: int = 0, steps: int = 20000, every: int = 200, pr
     ----------
     task : Task
     seed : int, 0 to 2**32 - 1
-        Of the initialisation and of the split. The same seed gives the same run on the same machine.
+        Of torch's generator, from which the initialisation and then the split are drawn. The same seed gives the same run on
+        the same machine.
     steps, every : int, at least 1
     progress : bool
         Show a progress bar.
@@ -135,10 +136,10 @@ def train(task: Task, *, seed: int = 0, steps: int = 20000, every: int = 200, pr
     """
     _check(seed, steps, every)
     run = Run(task, seed)
-    training, test = split(task, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = network(task.n_tokens)
+        training, test = split(task)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.2, fused=True)
         with tqdm(total=steps, desc="training", unit="step", mininterval=0.5, disable=not progress) as bar:
             _measure(run, model, training, test, last=False)
@@ -154,7 +155,7 @@ def train(task: Task, *, seed: int = 0, steps: int = 20000, every: int = 200, pr
                 row = _measure(run, model, training, test, step=stop, last=stop == steps)
                 bar.set_postfix(lmn=f"{row.lmn:.1f}", loss=f"{row.test_loss:.3g}", acc=f"{row.test_accuracy:.0%}")
                 if not np.isfinite(row.l2_norm):
-                    run.notes.append(f"The training diverged: at step {stop} the parameters were not finite, and it was stopped.")
+                    run.notes.append(f"The training diverged: at step {stop} the parameters were not finite, and it stopped.")
                     break
     return run
 

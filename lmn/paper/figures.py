@@ -1,0 +1,137 @@
+"""The pictures of a run: its curves (the paper's Figure 2) and its connectivity matrices with their spectra (Figure 4).
+
+Figures are drawn on canvases of their own, in matplotlib's default style: no window is opened, no state of pyplot's is touched.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmn.errors import LmnError
+from lmn.paper.analysis import Phase, phases, underflowed
+from lmn.paper.train import Run, Snapshot
+
+Array = np.ndarray[Any, Any]
+
+_N_CLUSTERS = 10
+_LMN_COLOUR, _L2_COLOUR, _ACCURACY_COLOUR = "#e8432f", "#6a9a6a", "#1313d6"
+_PHASE_COLOURS = {Phase.MEMORISING: "#666666", Phase.GENERALISING: "#ff8c0a", Phase.FINALISING: "#b800b8"}
+_DPI = 150
+
+
+def check_installed() -> None:
+    """Raise where what draws is not installed: before hours of training, not after."""
+    packages = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}
+    absent = [package for module, package in packages.items() if find_spec(module) is None]
+    if absent:
+        raise LmnError(f"the figures need {' and '.join(absent)}; pip install 'lmn[plot]'.")
+
+
+def curves(run: Run, path: Path) -> None:
+    """Write Figure 2's panels: the curves over the steps; test loss against LMN and against the L2 norm, coloured by phase."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):
+        figure = Figure(figsize=(11, 3.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        over_steps, against_lmn, against_l2 = figure.subplots(1, 3, width_ratios=(2.2, 1, 1))
+        _draw_curves(over_steps, run)
+        _draw_loss(against_lmn, run, "lmn", "LMN", _LMN_COLOUR)
+        _draw_loss(against_l2, run, "l2_norm", "L2 norm", _L2_COLOUR)
+        figure.suptitle(run.task.title)
+        against_lmn.set_ylabel("test loss (nats)")
+        against_lmn.legend(loc="upper left", fontsize="small", handletextpad=0.1)
+        figure.savefig(path, dpi=_DPI)
+
+
+def connectivities(run: Run, path: Path) -> None:
+    """Write Figure 4's panels for each snapshot: the matrix, its rows ordered by spectral clustering, above its spectrum."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):
+        n = len(run.snapshots)
+        figure = Figure(figsize=(4.2 * n, 7), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(2, n, squeeze=False, sharey="row", height_ratios=(1.3, 1))
+        for snapshot, above, below in zip(run.snapshots, *panels, strict=True):
+            _draw_matrix(figure, above, snapshot)
+            _draw_spectrum(below, snapshot)
+        panels[0, 0].set_ylabel("training sample, by cluster")
+        panels[1, 0].set_ylabel("eigenvalue")
+        figure.suptitle(f"{run.task.title}: linear connectivity")
+        figure.savefig(path, dpi=_DPI)
+
+
+def clustered(connectivity: Array) -> Array:
+    """An order of samples in which those of a cluster stand together, by spectral clustering into 10, larger clusters first.
+
+    Parameters
+    ----------
+    connectivity : ndarray of shape (n_points, n_points)
+        The affinities.
+
+    Returns
+    -------
+    ndarray of shape (n_points,), int64
+    """
+    from sklearn.cluster import SpectralClustering
+
+    clusters = min(_N_CLUSTERS, len(connectivity))
+    labels = SpectralClustering(clusters, affinity="precomputed", random_state=0).fit_predict(connectivity)
+    sizes = np.bincount(labels)
+    return np.lexsort((labels, -sizes[labels]))
+
+
+def _draw_curves(axes: Any, run: Run) -> None:
+    steps, right = run.column("step"), axes.twinx()
+    underflow = underflowed(run)
+    if underflow is not None:
+        axes.axvspan(steps[underflow], steps[-1], color="#eeeeee", zorder=0)
+        place = {"transform": axes.get_xaxis_transform(), "rotation": "vertical", "va": "bottom", "ha": "left"}
+        axes.text(steps[underflow], 0.02, "float32 loss underflows", fontsize="x-small", **place)
+    axes.plot(steps, run.column("lmn"), color=_LMN_COLOUR, label="LMN")
+    axes.plot(steps, run.column("l2_norm"), color=_L2_COLOUR, label="L2 norm")
+    right.plot(steps, run.column("test_accuracy"), color=_ACCURACY_COLOUR, label="test accuracy")
+    right.plot(steps, run.column("train_accuracy"), color=_ACCURACY_COLOUR, linestyle="--", label="train accuracy")
+    axes.set(xlabel="training step", ylabel="LMN / L2 norm", xlim=(0, steps[-1]))
+    axes.set_ylim(bottom=0, top=1.08 * np.nanmax([run.column("lmn"), run.column("l2_norm")]))
+    right.set_ylim(0, 1.08)
+    right.set_ylabel("accuracy", color=_ACCURACY_COLOUR)
+    right.tick_params(axis="y", colors=_ACCURACY_COLOUR)
+    handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    right.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False, fontsize="small")
+
+
+def _draw_loss(axes: Any, run: Run, column: str, label: str, colour: str) -> None:
+    phase_of_row = phases(run.column("train_accuracy"), run.column("test_accuracy"))
+    x, loss = run.column(column), run.column("test_loss")
+    axes.plot(x, loss, color="#cccccc", linewidth=0.8, zorder=1)  # the path that the run took
+    for phase, phase_colour in _PHASE_COLOURS.items():
+        chosen = phase_of_row == phase
+        axes.scatter(x[chosen], loss[chosen], s=12, color=phase_colour, label=phase.name.lower(), zorder=2)
+    axes.set_xlabel(label, color=colour)
+
+
+def _draw_matrix(figure: Any, axes: Any, snapshot: Snapshot) -> None:
+    order = clustered(snapshot.connectivity)
+    matrix = snapshot.connectivity[np.ix_(order, order)]
+    low = np.quantile(matrix, 0.005)  # a few pairs lie far below, and would take the contrast from the others
+    image = axes.imshow(matrix, vmin=low, vmax=1, cmap="magma", interpolation="nearest")
+    figure.colorbar(image, ax=axes, extend="min", shrink=0.85)
+    axes.set_title(f"{snapshot.name}\nstep {snapshot.step}, LMN {snapshot.lmn:.1f}", fontsize="medium")
+    axes.tick_params(labelsize="small")
+
+
+def _draw_spectrum(axes: Any, snapshot: Snapshot) -> None:
+    axes.plot(np.arange(1, len(snapshot.eigenvalues) + 1), snapshot.eigenvalues, ".", markersize=3)
+    axes.set_yscale("symlog", linthresh=0.1)
+    axes.set_xlabel("rank")
+    axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
