@@ -77,9 +77,7 @@ class Network:
             self._check_no_way_around(inputs, samples)
             self.path, self.why = self._trace(samples, outputs)
             self.n_out = outputs.shape[1]
-            with _Widest() as widest:
-                self._tail(samples)
-            self.widest = max(1, widest.numel // len(samples), self.sample_shape.numel())
+            self.widest = max(1, self._widest(samples), self.sample_shape.numel())
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -131,6 +129,16 @@ class Network:
         cast = self._casts[dtype]
         out: Tensor = functional_call(module, cast, (x,)) if cast else module(x)
         return out
+
+    def _widest(self, samples: Tensor) -> int:
+        """Values a sample in the widest intermediate result: what grows with the batch, which views of weights do not."""
+        with _Sizes() as once:
+            self._tail(samples.clone())
+        with _Sizes() as twice:
+            self._tail(torch.cat([samples, samples]))
+        if len(once.numels) != len(twice.numels):
+            return max(once.numels) // len(samples)
+        return max((b - a) // len(samples) for a, b in zip(once.numels, twice.numels, strict=True))
 
     def _dummies(self, h: Tensor) -> Tensor:
         """An input for each sample: where the tap is substituted, its values don't matter."""
@@ -328,17 +336,16 @@ def _remove_unused(graph: fx.Graph, keep: fx.Node) -> None:
         graph.erase_node(node)
 
 
-class _Widest(TorchDispatchMode):
-    """Notes the largest result of any operation, in values."""
+class _Sizes(TorchDispatchMode):
+    """Notes how many values the result of each operation has."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.numel = 0
+        self.numels: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor):
-            self.numel = max(self.numel, out.numel())
+        self.numels.append(out.numel() if isinstance(out, Tensor) else 0)
         return out
 
 

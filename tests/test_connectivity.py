@@ -166,15 +166,13 @@ def test_an_affine_model_is_one_map(backend: str) -> None:
     torch.testing.assert_close(measured.connectivity, torch.ones(12, 12, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("backend", ["torch", "reference"])  # no chain: z^2 is not an activation of the table
 def test_a_parabola(backend: str) -> None:
     # On [-1, 1], z^2 is uncorrelated with z; on [0, 1] with 3 points, (0, 1/4, 1) against (0, 1/2, 1) has r^2 = 12/13.
     class Square(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * x
 
-    if backend in ("cpp", "numba"):
-        pytest.skip("no chain: z^2 is not an activation of the table")
     got = lmn.connectivity(Square(), torch.tensor([[-1.0], [0.0], [1.0]]), m=3, backend=backend, progress=False)
     expected = torch.tensor([[1, 12 / 13, 0], [12 / 13, 1, 12 / 13], [0, 12 / 13, 1]])
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)

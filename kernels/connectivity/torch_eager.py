@@ -52,6 +52,7 @@ class _Runner:
         t = torch.arange(1, m - 1, device=h.device, dtype=torch.float64) / (m - 1)
         self._t = t.to(h.dtype)
         self._moments = torch.stack([torch.ones_like(t), t - 0.5]).to(h.dtype)  # (2, m - 2)
+        self._ones = torch.ones_like(self._t)
         self._y = torch.cat([problem.tail(part.clone()) for part in h.split(256)])
         if h.dtype == torch.float32:
             self._noise = ((self._y.double() - problem.y) ** 2).mean(0)
@@ -74,15 +75,18 @@ class _Runner:
         y_i = self._y[i]
         u = y - torch.addcmul(y_i, self._t[:, None, None], self._y[j] - y_i)
         sums = (self._moments @ u.flatten(1)).reshape(2, *y_i.shape).double()
-        squares = torch.linalg.vector_norm(u, dim=0).double().square()
+        squares = (
+            (self._ones @ u.square_().flatten(1)).reshape(y_i.shape).double()
+        )  # 10 times as fast as torch's norms and sums
         sxx = m * (m + 1) / (12 * (m - 1))
-        sxy = (problem.y[j] - problem.y[i]) * sxx + sums[1]
-        rest = (squares - sums[0] ** 2 / m - sums[1] ** 2 / sxx).clamp(min=0)
-        total = sxy**2 / sxx + rest
+        sxy = torch.add(sums[1], problem.y[j] - problem.y[i], alpha=sxx)
+        rest = squares.addcmul_(sums[0], sums[0], value=-1 / m).addcmul_(sums[1], sums[1], value=-1 / sxx).clamp_(min=0)
+        total = torch.addcmul(rest, sxy, sxy, value=1 / sxx)
         noise = self._noise * (m - 2)
         if u.dtype == torch.float64:
-            unexplained = torch.where(total <= 1e4 * noise, total * 0, rest / total)
+            unexplained = torch.where(total <= 1e4 * noise, 0.0, rest / total)
             return 1 - unexplained.mean(1), torch.zeros_like(total[:, 0])
-        error = torch.where(total > 0, (noise + 2 * (self._noise * rest).sqrt()) / total, (noise > 0).double())
-        unexplained = torch.where(total > 0, rest / total, total)
-        return 1 - unexplained.mean(1), error.clamp(max=1).mean(1)
+        inverse = total.clamp_(min=torch.finfo(torch.float64).tiny).reciprocal_()  # 0/0, of a constant output, is 0
+        unexplained = (rest * inverse).mean(1)
+        error = rest.mul_(4 * self._noise).sqrt_().add_(noise).mul_(inverse).clamp_(max=1)
+        return 1 - unexplained, error.mean(1)
