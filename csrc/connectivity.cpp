@@ -35,18 +35,6 @@ const Kernel& connectivity_kernel(const std::string& isa) {
 
 namespace {
 
-// (n, units) to [block][unit][lane], the last block filled up with the last sample.
-Aligned<double> blocked(const double* values, int64_t n, int64_t units) {
-    const int64_t blocks = (n + kBlock - 1) / kBlock;
-    auto out = aligned<double>(blocks * units * kBlock);
-    for (int64_t block = 0; block < blocks; ++block)
-        for (int64_t lane = 0; lane < kBlock; ++lane) {
-            const double* sample = values + std::min(n - 1, block * kBlock + lane) * units;
-            for (int64_t c = 0; c < units; ++c) out[(block * units + c) * kBlock + lane] = sample[c];
-        }
-    return out;
-}
-
 template <class T>
 Aligned<T> converted(const double* values, int64_t count) {
     auto out = aligned<T>(count);
@@ -81,18 +69,15 @@ Connectivity::Connectivity(int64_t n_points, int m, int64_t n_out, const std::ve
         layer.core = data.core;
         layer.p0 = data.p0;
         layer.p1 = data.p1;
-        doubles_.push_back(blocked(data.z, n_points, data.units));
-        layer.z = doubles_.back().get();
+        layer.z = data.z;
         layer.f32 = arrays(data, floats_);
         layer.f64 = arrays(data, doubles_);
         layers_.push_back(layer);
     }
-    doubles_.push_back(blocked(y, n_points, n_out));
-    const double* y_blocked = doubles_.back().get();
     doubles_.push_back(converted<double>(noise_f32, n_out));
     const double* noise32 = doubles_.back().get();
     doubles_.push_back(converted<double>(noise_f64, n_out));
-    chain_ = {n_points, m, int(layers_.size()), layers_.data(), int(n_out), y_blocked, noise32, doubles_.back().get(), tolerance};
+    chain_ = {n_points, m, int(layers_.size()), layers_.data(), int(n_out), y, noise32, doubles_.back().get(), tolerance};
 }
 
 template <class T>

@@ -10,8 +10,7 @@
 
 namespace lmn {
 
-// Samples stand in blocks of kBlock, [block][unit][lane], the last block filled up with copies of the last sample.
-inline constexpr int kBlock = 16;
+inline constexpr int kMostLanes = 16;  // of any vector
 
 inline constexpr int kCoreCount = 11;  // kernels/activations.py: CORES
 
@@ -28,7 +27,7 @@ struct Layer {
     int outputs;  // of the affine map after it
     int core;     // index into kernels/activations.py: CORES
     double p0, p1;
-    const double* z;  // [block][unit][kBlock] pre-activations of the samples
+    const double* z;  // [unit][sample] pre-activations
     LayerArrays<float> f32;
     LayerArrays<double> f64;
 };
@@ -39,7 +38,7 @@ struct Chain {
     int n_layers;
     const Layer* layers;
     int n_out;
-    const double* y;            // [block][output][kBlock] outputs of the samples
+    const double* y;            // [output][sample]
     const double* noise_f32;    // [output] variance that float32 rounding adds to a deviation, by estimate
     const double* noise_f64;    // the same for float64
     double tolerance;           // on r^2: pairs whose estimated float32 error is larger are done again in float64
@@ -57,7 +56,7 @@ struct Kernel {
     // Row i of L: pairs (i, j) for j > i. Returns how many were done in float64 after float32. Scratch has scratch_bytes.
     int64_t (*row)(const Chain&, int64_t i, bool single, Output, void* scratch);
     int64_t (*scratch_bytes)(const Chain&);
-    // core(z) at n values (a multiple of kBlock): what the tests of the approximations call.
+    // core(z) at n values, a multiple of kMostLanes: what the tests of the approximations call.
     void (*core_f32)(int core, float p0, float p1, const float* z, float* out, int64_t n);
     void (*core_f64)(int core, double p0, double p1, const double* z, double* out, int64_t n);
     float (*multiply_adds)(int64_t count, int64_t* flop);

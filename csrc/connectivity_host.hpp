@@ -10,11 +10,11 @@ namespace lmn {
 
 const Kernel& connectivity_kernel(const std::string& isa);  // "": the best that this machine runs
 
-struct LayerData {  // row-major, borrowed while a Connectivity is made
+struct LayerData {  // row-major; z is borrowed as long as the Connectivity lives, the others while it is made
     int64_t units, outputs;
     int core;
     double p0, p1;
-    const double* z;        // (n_points, units)
+    const double* z;        // (units, n_points)
     const double* scale;    // (units)
     const double* slope;    // (units)
     const double* weights;  // (outputs, units), or null
@@ -22,6 +22,7 @@ struct LayerData {  // row-major, borrowed while a Connectivity is made
 
 class Connectivity {
 public:
+    // y, (n_out, n_points), is borrowed like z.
     Connectivity(int64_t n_points, int m, int64_t n_out, const std::vector<LayerData>& layers, const double* y,
                  const double* noise_f32, const double* noise_f64, double tolerance, const std::string& isa);
 

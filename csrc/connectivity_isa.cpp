@@ -28,7 +28,8 @@ const LayerArrays<T>& arrays_of(const Layer& layer) {
 // One sample i against kLanes samples j, for one layer: end points of the segments, and of the cores along them.
 template <class T>
 struct Ends {
-    T* z;       // [unit] z of sample i
+    double* exact;  // [unit] z of sample i
+    T* z;       // [unit] the same, rounded
     T* core;    // [unit] core(z) of sample i
     T* dz;      // [unit][lane] z of sample j minus z of sample i
     T* dcore;   // [unit][lane]
@@ -42,6 +43,7 @@ struct Scratch {
     T* deviation;   // [unit][step][lane] of a layer's cores: what a product takes
     T* shift;       // [unit][step][lane] of a layer's pre-activations: what a product gives
     T* sums;        // [output][3][lane] of u, of (t - 1/2) u and of u^2
+    double* y;      // [output] of sample i
     T* dy;          // [output][lane]
 
     Scratch(const Chain& chain, char*& cursor) {
@@ -49,7 +51,7 @@ struct Scratch {
         int64_t widest = 0;
         for (int l = 0; l < chain.n_layers; ++l) {
             const int64_t units = chain.layers[l].units;
-            ends[l] = {take<T>(cursor, units), take<T>(cursor, units), take<T>(cursor, units * kLanes<T>),
+            ends[l] = {take<double>(cursor, units), take<T>(cursor, units), take<T>(cursor, units), take<T>(cursor, units * kLanes<T>),
                        take<T>(cursor, units * kLanes<T>), arrays_of<T>(chain.layers[l]).scale,
                        arrays_of<T>(chain.layers[l]).slope};
             widest = widest > units ? widest : units;
@@ -57,16 +59,17 @@ struct Scratch {
         deviation = take<T>(cursor, widest * kMaxBlockSteps * kLanes<T>);
         shift = take<T>(cursor, widest * kMaxBlockSteps * kLanes<T>);
         sums = take<T>(cursor, int64_t(chain.n_out) * 3 * kLanes<T>);
+        y = take<double>(cursor, chain.n_out);
         dy = take<T>(cursor, int64_t(chain.n_out) * kLanes<T>);
     }
 };
 
 template <class T>
 int64_t scratch_bytes_of(const Chain& chain) {
-    int64_t bytes = 64 * 4 + int64_t(sizeof(Ends<T>)) * chain.n_layers + 64, widest = 0;
+    int64_t bytes = 64 * 5 + int64_t(sizeof(double)) * chain.n_out + int64_t(sizeof(Ends<T>)) * chain.n_layers + 64, widest = 0;
     for (int l = 0; l < chain.n_layers; ++l) {
         const int64_t units = chain.layers[l].units;
-        bytes += units * (2 + 2 * kLanes<T>)*int64_t(sizeof(T)) + 4 * 64;
+        bytes += units * (int64_t(sizeof(double)) + (2 + 2 * kLanes<T>)*int64_t(sizeof(T))) + 5 * 64;
         widest = widest > units ? widest : units;
     }
     return bytes + (widest * 2 * kMaxBlockSteps + int64_t(chain.n_out) * 4) * kLanes<T> * int64_t(sizeof(T));
@@ -264,29 +267,27 @@ const double* noise_of(const Chain& chain) {
 
 template <class T>
 void prepare_row(const Chain& chain, int64_t i, Scratch<T>& scratch) {
-    const int64_t block = i / kBlock, lane = i % kBlock;
     for (int l = 0; l < chain.n_layers; ++l) {
         const Layer& layer = chain.layers[l];
-        const double* z = layer.z + block * layer.units * kBlock + lane;
-        for (int c = 0; c < layer.units; ++c) scratch.ends[l].z[c] = T(z[c * kBlock]);
+        for (int c = 0; c < layer.units; ++c) {
+            scratch.ends[l].exact[c] = layer.z[c * chain.n_points + i];
+            scratch.ends[l].z[c] = T(scratch.ends[l].exact[c]);
+        }
         kCores<T>[layer.core].at_ends(parameters<T>(layer), layer.units, scratch.ends[l], true);
     }
+    for (int k = 0; k < chain.n_out; ++k) scratch.y[k] = chain.y[k * chain.n_points + i];
 }
 
-// difference[c][lane] = values of sample j[lane] minus values of sample i, in float64 before it is rounded
+// difference[c][lane] = values of sample j[lane] minus of_i[c], in float64 before it is rounded
 template <class T>
-void gather_differences(const double* values, int count, int64_t i, const int64_t* j, T* difference) {
-    const double* of_i = values + i / kBlock * count * kBlock + i % kBlock;
-    const double* of_j[kLanes<T>];
-    for (int lane = 0; lane < kLanes<T>; ++lane) of_j[lane] = values + j[lane] / kBlock * count * kBlock + j[lane] % kBlock;
+void gather_differences(const double* values, int count, int64_t n_points, const double* of_i, const int64_t* j, T* difference) {
     bool contiguous = true;
-    for (int lane = 1; lane < kLanes<T>; ++lane) contiguous &= of_j[lane] == of_j[0] + lane;
-    for (int c = 0; c < count; ++c) {
-        const int64_t at = int64_t(c) * kBlock;
+    for (int lane = 1; lane < kLanes<T>; ++lane) contiguous &= j[lane] == j[0] + lane;
+    for (int c = 0; c < count; ++c, values += n_points) {
         if (contiguous) {
-            for (int lane = 0; lane < kLanes<T>; ++lane) difference[c * kLanes<T> + lane] = T(of_j[0][at + lane] - of_i[at]);
+            for (int lane = 0; lane < kLanes<T>; ++lane) difference[c * kLanes<T> + lane] = T(values[j[0] + lane] - of_i[c]);
         } else {
-            for (int lane = 0; lane < kLanes<T>; ++lane) difference[c * kLanes<T> + lane] = T(of_j[lane][at] - of_i[at]);
+            for (int lane = 0; lane < kLanes<T>; ++lane) difference[c * kLanes<T> + lane] = T(values[j[lane]] - of_i[c]);
         }
     }
 }
@@ -296,10 +297,10 @@ template <class T>
 void tile(const Chain& chain, int64_t i, const int64_t* j, Scratch<T>& scratch, double* unexplained, double* error) {
     for (int l = 0; l < chain.n_layers; ++l) {
         const Layer& layer = chain.layers[l];
-        gather_differences<T>(layer.z, layer.units, i, j, scratch.ends[l].dz);
+        gather_differences<T>(layer.z, layer.units, chain.n_points, scratch.ends[l].exact, j, scratch.ends[l].dz);
         kCores<T>[layer.core].at_ends(parameters<T>(layer), layer.units, scratch.ends[l], false);
     }
-    gather_differences<T>(chain.y, chain.n_out, i, j, scratch.dy);
+    gather_differences<T>(chain.y, chain.n_out, chain.n_points, scratch.y, j, scratch.dy);
     for (int64_t k = 0; k < int64_t(chain.n_out) * 3; ++k) store(scratch.sums + k * kLanes<T>, Vec<T>{});
 
     const int interior = chain.m - 2;
@@ -386,13 +387,14 @@ int64_t row(const Chain& chain, int64_t i, bool single, Output out, void* memory
         return 0;
     }
     prepare_row<float>(chain, i, scratch_f32);
+    const int64_t last = chain.n_points - 1;
     for (int64_t first = (i + 1) / kLanes<float> * kLanes<float>; first < chain.n_points; first += kLanes<float>) {
         int64_t j[kLanes<float>];
         double unexplained[kLanes<float>], error[kLanes<float>];
-        for (int lane = 0; lane < kLanes<float>; ++lane) j[lane] = first + lane;  // the last block is filled up
+        for (int lane = 0; lane < kLanes<float>; ++lane) j[lane] = first + lane < last ? first + lane : last;
         tile<float>(chain, i, j, scratch_f32, unexplained, error);
         for (int lane = 0; lane < kLanes<float>; ++lane) {
-            if (j[lane] <= i || j[lane] >= chain.n_points) continue;
+            if (first + lane <= i || first + lane > last) continue;
             if (error[lane] <= chain.tolerance) {
                 write(chain, out, i, j[lane], unexplained[lane]);
             } else {  // a NaN comes here too

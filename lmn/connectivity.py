@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -161,7 +162,7 @@ def plan(network: Network, h: Tensor, m: int, threads: int) -> tuple[Problem, tu
     notes: list[str] = []
     chain, why = None, ""
     steps = network.chain() if h.device.type == "cpu" else NotAChain(f"the samples are on {h.device.type}")
-    assembled = steps if isinstance(steps, NotAChain) else _assembled(steps, h.flatten(1).double())
+    assembled = steps if isinstance(steps, NotAChain) else _assembled(steps, h.flatten(1))
     if isinstance(assembled, NotAChain):
         why = assembled.why
     else:
@@ -170,7 +171,7 @@ def plan(network: Network, h: Tensor, m: int, threads: int) -> tuple[Problem, tu
         notes.append(f"the model was run whole, with the tap's output substituted: it could not be traced ({network.why})")
     double = True
     if chain is not None:
-        y = torch.from_numpy(chain.y)
+        y = torch.from_numpy(chain.y).T
     else:
         try:
             y = torch.cat([network.tail(part.double()) for part in h.split(_TAIL_BATCH)])
@@ -185,45 +186,67 @@ def plan(network: Network, h: Tensor, m: int, threads: int) -> tuple[Problem, tu
     return problem, tuple(notes)
 
 
-def _assembled(steps: list[ChainStep], x: Tensor) -> Chain | NotAChain:
-    """Layers for the kernels: the first affine maps applied to the samples, exactly one between two activations.
+def _assembled(steps: list[ChainStep], h: Tensor) -> Chain | NotAChain:
+    """The chain for the kernels: the first affine maps applied to the samples, exactly one between two activations.
 
     Parameters
     ----------
-    x : Tensor of shape (n_points, n_in), float64
+    h : Tensor of shape (n_points, n_in)
     """
-    layers: list[Layer] = []
-    start: tuple[Tensor, Activation] | None = None  # the open layer: pre-activations, activation
+    layers: list[tuple[int, Activation, np.ndarray[Any, Any] | None]] = []  # units, activation, weight after it
+    taken: dict[int, int] = {}  # before which step a layer's pre-activations stand → which layer
+    start: tuple[int, Activation] | None = None  # the open layer: units, activation
     affine: Affine | None = None  # and the affine map after it, so far
+    width = h.shape[1]
 
     def close() -> None:
         assert start is not None
-        weight = affine.dense.numpy() if affine is not None else None
-        layers.append(Layer(start[0].numpy(), start[1], weight))
+        layers.append((*start, affine.dense.numpy() if affine is not None else None))
 
-    for step in steps:
-        before = x
-        x = step(x) if isinstance(step, Affine) else step.function(x)
+    for index, step in enumerate(steps):
         if isinstance(step, Activation):
             if start is not None:
-                affine = affine or _scaling(before.shape[1])
-                if affine.diagonal and before.shape[1] > _WIDEST_DIAGONAL:
-                    return NotAChain(f"a scaling of {before.shape[1]} values stands between two activations")
+                affine = affine or Affine(torch.ones(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
+                if affine.diagonal and width > _WIDEST_DIAGONAL:
+                    return NotAChain(f"a scaling of {width} values stands between two activations")
                 close()
-            start, affine = (before, step), None
-        elif start is not None:
+            start, affine = (width, step), None
+            taken[index] = len(layers)
+            continue
+        if start is not None:
             if affine is not None and _composition_costs_more(affine, step):
                 close()
-                start, affine = (before, activation("identity")), step
+                start, affine = (width, activation("identity")), step
+                taken[index] = len(layers)
             else:
                 affine = step if affine is None else affine.then(step)
+        width = len(step.bias)
     if start is not None:
         close()
-    return Chain(tuple(layers), x.numpy())
+    return _filled(steps, h, layers, taken, width)
 
 
-def _scaling(n: int) -> Affine:
-    return Affine(torch.ones(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64))
+def _filled(
+    steps: list[ChainStep],
+    h: Tensor,
+    layers: list[tuple[int, Activation, np.ndarray[Any, Any] | None]],
+    taken: dict[int, int],
+    n_out: int,
+) -> Chain:
+    """Run the samples through the steps, some at a time, and keep what the layers take of them."""
+    stops = np.cumsum([units for units, _, _ in layers], dtype=np.int64)
+    starts = stops - [units for units, _, _ in layers]
+    z, y = np.empty((int(stops[-1]) if layers else 0, len(h))), np.empty((n_out, len(h)))
+    for first in range(0, len(h), _TAIL_BATCH):
+        batch = slice(first, first + _TAIL_BATCH)
+        x = h[batch].double()
+        for index, step in enumerate(steps):
+            if index in taken:
+                z[starts[taken[index]] : stops[taken[index]], batch] = x.numpy().T
+            x = step(x) if isinstance(step, Affine) else step.function(x)
+        y[:, batch] = x.numpy().T
+    pieces = zip(starts, stops, layers, strict=True)
+    return Chain(tuple(Layer(z[a:b], act, weight) for a, b, (_, act, weight) in pieces), z, y)
 
 
 def _composition_costs_more(first: Affine, second: Affine) -> bool:

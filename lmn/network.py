@@ -136,9 +136,10 @@ class Network:
             self._tail(samples.clone())
         with _Sizes() as twice:
             self._tail(torch.cat([samples, samples]))
-        if len(once.numels) != len(twice.numels):
-            return max(once.numels) // len(samples)
-        return max((b - a) // len(samples) for a, b in zip(once.numels, twice.numels, strict=True))
+        grown = twice.numels
+        if len(once.numels) == len(twice.numels):
+            grown = [b - a for a, b in zip(once.numels, twice.numels, strict=True)]
+        return max(grown, default=0) // len(samples)
 
     def _dummies(self, h: Tensor) -> Tensor:
         """An input for each sample: where the tap is substituted, its values don't matter."""

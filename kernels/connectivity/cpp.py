@@ -27,7 +27,7 @@ def connectivity_on(problem: Problem, out: Tensor, progress: Progress, isa: str)
     layers = []
     for layer in problem.chain.layers:
         act = layer.activation
-        scale, slope = act.by_unit(layer.z.shape[1])
+        scale, slope = act.by_unit(len(layer.z))
         layers.append((layer.z, act.core_index, act.p0, act.p1, scale, slope, layer.weight))
     kernel = _core.Connectivity(
         layers=layers,

@@ -123,7 +123,7 @@ class _Scratch(NamedTuple):
 class _Kernel:
     def __init__(self, chain: Chain, m: int, dtype: type[np.floating]) -> None:
         layers, activations = chain.layers, [layer.activation for layer in chain.layers]
-        units = np.array([layer.z.shape[1] for layer in layers], np.int64)
+        units = np.array([len(layer.z) for layer in layers], np.int64)
         scale, slope = zip(*(a.by_unit(n) for a, n in zip(activations, units, strict=True)), strict=True)
         weights = [_packed(layer.weight) for layer in layers if layer.weight is not None]
         noise = chain.rounding_noise(dtype)
@@ -134,12 +134,12 @@ class _Kernel:
             units=units,
             cores=np.array([elementwise(a.core, dtype).address for a in activations], np.int64),
             parameters=np.array([(a.p0, a.p1) for a in activations], dtype),
-            z=np.ascontiguousarray(np.concatenate([layer.z for layer in layers], axis=1).T),
+            z=chain.z,
             scale=np.concatenate(scale).astype(dtype),
             slope=np.concatenate(slope).astype(dtype),
             weights=np.concatenate([np.empty(0), *weights]).astype(dtype),
             ends_in_activation=layers[-1].weight is None,
-            y=np.ascontiguousarray(chain.y.T),
+            y=chain.y,
             noise=noise,
             # An output that moves by its rounding error alone is constant; in float32 such a pair is done again.
             negligible=noise * (1e4 * (m - 2) if dtype == np.float64 else 0.0),

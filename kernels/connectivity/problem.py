@@ -19,8 +19,8 @@ class Layer:
 
     Attributes
     ----------
-    z : ndarray of shape (n_points, n_hidden), float64
-        The samples' pre-activations.
+    z : ndarray of shape (n_hidden, n_points), float64
+        The samples' pre-activations: rows of the chain's.
     activation : Activation
     weight : ndarray of shape (n_next, n_hidden), float64, or None
         None after the last activation of a chain that ends in it. Biases act through z and y.
@@ -39,11 +39,14 @@ class Chain:
     ----------
     layers : tuple of Layer
         None where the tail is affine.
-    y : ndarray of shape (n_points, n_out), float64
+    z : ndarray of shape (n_units, n_points), float64
+        The pre-activations of all layers, one below the other. A kernel reads it where it is: with many samples it is large.
+    y : ndarray of shape (n_out, n_points), float64
         The samples' outputs.
     """
 
     layers: tuple[Layer, ...]
+    z: np.ndarray
     y: np.ndarray
 
     def rounding_noise(self, dtype: type[np.floating]) -> np.ndarray:
@@ -53,11 +56,11 @@ class Chain:
         units are independent and add up through the weights.
         """
         ulp = float(np.finfo(dtype).eps) / 2
-        noise = np.zeros(self.layers[0].z.shape[1] if self.layers else self.y.shape[1])
+        noise = np.zeros(len(self.layers[0].z if self.layers else self.y))
         for layer in self.layers:
             act = layer.activation
-            scale, slope = act.by_unit(layer.z.shape[1])
-            size = np.sqrt(np.mean(core_values(act.core, layer.z, act.p0, act.p1) ** 2, axis=0))
+            scale, slope = act.by_unit(len(layer.z))
+            size = np.array([np.sqrt(np.mean(core_values(act.core, z, act.p0, act.p1) ** 2)) for z in layer.z])
             noise = noise * (np.abs(scale) + np.abs(slope)) ** 2 + (2 * ulp * scale * size) ** 2
             if layer.weight is not None:
                 noise = layer.weight**2 @ noise
