@@ -327,13 +327,15 @@ void tile(const Chain& chain, int64_t i, const int64_t* j, Scratch<T>& scratch, 
     for (int k = 0; k < chain.n_out; ++k) {
         const T* sums = scratch.sums + int64_t(k) * 3 * kLanes<T>;
         const Vec<T> s1 = load(sums), s2 = load(sums + kLanes<T>), s3 = load(sums + 2 * kLanes<T>);
-        const Vec<T> sxy = load(scratch.dy + int64_t(k) * kLanes<T>) * sxx + s2;
+        const Vec<T> dy = load(scratch.dy + int64_t(k) * kLanes<T>), sxy = dy * sxx + s2;
         const Vec<T> rest = maximum(Vec<T>{}, s3 - s1 * s1 / m - s2 * s2 / sxx);
         const Vec<T> total = sxy * sxy / sxx + rest;
         const T noise = T(noise_of<T>(chain)[k]), noise_total = noise * T(interior);
         if constexpr (sizeof(T) == 4) {
             const Vec<T> cross = each_lane<T>(noise * rest, [](T x) { return T(2) * T(__builtin_sqrt(x)); });
-            const Vec<T> wrong = total > Vec<T>{} ? (noise_total + cross) / total : broadcast(T(noise > 0));
+            // What does not move at all is a dead output; what moves less than float32 holds is not known.
+            const Vec<T> still = dy == Vec<T>{} ? Vec<T>{} : broadcast(T(noise > 0));
+            const Vec<T> wrong = total > Vec<T>{} ? (noise_total + cross) / total : still;
             total_error += minimum(broadcast(T(1)), wrong);
             total_unexplained += total > Vec<T>{} ? rest / total : total;
         } else {  // moves by its rounding error alone: constant, and so affine

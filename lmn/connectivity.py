@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lmn.backends import check_name, choose
-from lmn.errors import LmnError
+from lmn.errors import LmnError, whole_number
 from lmn.grid import RegularGrid, Samples, as_grid
 from lmn.kernels.activations import Activation, activation
 from lmn.kernels.connectivity.pairs import n_pairs
 from lmn.kernels.connectivity.problem import Chain, Layer, Problem
 from lmn.lowering import Affine, ChainStep, NotAChain
-from lmn.network import Network, Select, unwrapped
+from lmn.network import Network, Select, batch_size, unwrapped
 
-_TAIL_BATCH = 256  # samples that are run through the tail at a time
+_CHAIN_BATCH = 256  # samples that are run through a chain at a time
 _WIDEST_DIAGONAL = 2048  # values: a scaling between two activations is given to the kernels as a matrix
 
 
@@ -69,10 +69,10 @@ class Subject:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise LmnError(f"the model is {type(model).__name__}; give a torch.nn.Module.")
-        self.model = unwrapped(model)
         self.grid = grid
-        like = _like(self.model)
-        example = grid.at(torch.arange(min(3, grid.n_points)), like)
+        like = _like(unwrapped(model))
+        spread = torch.linspace(0, grid.n_points - 1, min(8, grid.n_points), dtype=torch.float64).long()
+        example = grid.at(spread, like)
         if tap is None and not example.is_floating_point():
             raise LmnError(
                 f"the samples are of dtype {example.dtype} and have no points between them; name the submodule whose output is "
@@ -86,7 +86,7 @@ class Subject:
         if like is not None and example.device != like.device:
             raise LmnError(f"the samples are on {example.device} and the model is on {like.device}; move one of them.")
         self._like = like
-        self.network = Network(self.model, example, tap, select)
+        self.network = Network(model, example, tap, select)
 
     def __enter__(self) -> Subject:
         self._reading = self.network.reading()
@@ -132,12 +132,10 @@ def compute(
 ) -> Computed:
     """Linear connectivity over the points of the given indices, as a matrix of the given dtype (default: the samples')."""
     check_name("connectivity", backend)
-    if not isinstance(m, int) or m < 3:
-        raise LmnError(f"m is the number of points a segment, at least 3; got {m!r}.")
+    m = whole_number(m, "m, the number of points a segment,", 3)
+    threads = torch.get_num_threads() if threads is None else whole_number(threads, "threads", 1)
     h = subject.samples(indices)
-    if threads is not None and threads < 1:
-        raise LmnError(f"threads must be at least 1; got {threads!r}.")
-    problem, notes = plan(subject.network, h, m, threads or torch.get_num_threads())
+    problem, notes = plan(subject.network, h, m, threads)
     n = problem.n_points
     try:
         out = torch.empty(n, n, dtype=dtype or h.dtype, device=h.device)
@@ -154,7 +152,8 @@ def compute(
             "the model's output is not finite (NaN or infinity) on a segment between two samples, though it is at the samples."
         )
     path = "chain" if chosen.takes_chains else subject.network.path
-    return Computed(out, chosen.name, path, _dtype_name(h.dtype), redone, notes)
+    computed_in = torch.float64 if chosen.name == "reference" else h.dtype
+    return Computed(out, chosen.name, path, str(computed_in).removeprefix("torch."), redone, notes)
 
 
 def plan(network: Network, h: Tensor, m: int, threads: int) -> tuple[Problem, tuple[str, ...]]:
@@ -163,26 +162,25 @@ def plan(network: Network, h: Tensor, m: int, threads: int) -> tuple[Problem, tu
     chain, why = None, ""
     steps = network.chain() if h.device.type == "cpu" else NotAChain(f"the samples are on {h.device.type}")
     assembled = steps if isinstance(steps, NotAChain) else _assembled(steps, h.flatten(1))
+    if isinstance(assembled, Chain) and not _agrees(assembled, network, h):
+        assembled = NotAChain("as one it gives other outputs than the model")
     if isinstance(assembled, NotAChain):
         why = assembled.why
     else:
         chain = assembled
     if network.path == "whole model":
         notes.append(f"the model was run whole, with the tap's output substituted: it could not be traced ({network.why})")
-    double = True
+    double = not network.single_inside
     if chain is not None:
-        y = torch.from_numpy(chain.y).T
+        y = torch.from_numpy(chain.outputs).T
     else:
-        try:
-            y = torch.cat([network.tail(part.double()) for part in h.split(_TAIL_BATCH)])
-        except RuntimeError as error:
-            double = False
-            y = torch.cat([network.tail(part.clone()) for part in h.split(_TAIL_BATCH)]).double()
-            reason = str(error).splitlines()[0]
-            notes.append(f"the model can't be computed in float64 ({reason}): nearly equal outputs keep float32's error")
+        dtype = torch.float64 if double else h.dtype
+        y = torch.cat([network.tail(part.to(dtype, copy=True)).double() for part in h.split(batch_size(network.widest))])
+        if not double:
+            notes.append("the model computes in float32 or less whatever it is given: nearly equal outputs keep that error")
     if not bool(torch.isfinite(y).all()):
         raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
-    problem = Problem(h, network.tail, y, m, chain, why, network.widest, double, threads)
+    problem = Problem(h, network.tail, y, m, chain, why, network.widest, double, threads, batch_size(network.widest))
     return problem, tuple(notes)
 
 
@@ -222,6 +220,8 @@ def _assembled(steps: list[ChainStep], h: Tensor) -> Chain | NotAChain:
                 affine = step if affine is None else affine.then(step)
         width = len(step.bias)
     if start is not None:
+        if affine is None and not start[1].piecewise_linear:
+            return NotAChain(f"it ends in {start[1].name}, whose saturated values only torch's own function has to all digits")
         close()
     return _filled(steps, h, layers, taken, width)
 
@@ -237,16 +237,43 @@ def _filled(
     stops = np.cumsum([units for units, _, _ in layers], dtype=np.int64)
     starts = stops - [units for units, _, _ in layers]
     z, y = np.empty((int(stops[-1]) if layers else 0, len(h))), np.empty((n_out, len(h)))
-    for first in range(0, len(h), _TAIL_BATCH):
-        batch = slice(first, first + _TAIL_BATCH)
+    for first in range(0, len(h), _CHAIN_BATCH):
+        batch = slice(first, first + _CHAIN_BATCH)
         x = h[batch].double()
         for index, step in enumerate(steps):
             if index in taken:
                 z[starts[taken[index]] : stops[taken[index]], batch] = x.numpy().T
             x = step(x) if isinstance(step, Affine) else step.function(x)
         y[:, batch] = x.numpy().T
+    scale = _unit_scale(y)
+    y *= scale[:, None]
+    if layers:
+        units, last, weight = layers[-1]
+        if weight is not None:
+            layers[-1] = (units, last, weight * scale[:, None])
+        else:
+            core, slope = last.by_unit(units)
+            layers[-1] = (units, replace(last, scale=core * scale, slope=slope * scale), None)
     pieces = zip(starts, stops, layers, strict=True)
-    return Chain(tuple(Layer(z[a:b], act, weight) for a, b, (_, act, weight) in pieces), z, y)
+    return Chain(tuple(Layer(z[a:b], act, weight) for a, b, (_, act, weight) in pieces), z, y, scale)
+
+
+def _unit_scale(y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Powers of two that bring outputs, shape (n_out, n_points), to sizes about 1, so that float32 holds their squares."""
+    size = np.abs(y - y[:, :1]).max(axis=1)
+    usable = (size > 0) & np.isfinite(size)
+    scale: np.ndarray[Any, Any] = np.exp2(-np.round(np.log2(size, where=usable, out=np.zeros_like(size))))
+    return scale
+
+
+def _agrees(chain: Chain, network: Network, h: Tensor) -> bool:
+    """Whether a chain gives the model's outputs at some samples: what it was read from may do more than was read."""
+    some = torch.linspace(0, len(h) - 1, min(8, len(h)), dtype=torch.float64).long()
+    y, expected = torch.from_numpy(chain.outputs).T[some], network.tail(h[some].clone()).double()
+    size = expected.abs().amax()
+    return bool(torch.isclose(y, expected, rtol=1e-3, atol=1e-3 * float(size)).all()) or not bool(
+        torch.isfinite(expected).all()
+    )
 
 
 def _composition_costs_more(first: Affine, second: Affine) -> bool:
@@ -260,7 +287,3 @@ def _like(model: nn.Module) -> Tensor | None:
     """A parameter or buffer that shows the model's device and dtype."""
     tensors = (tensor for group in (model.parameters(), model.buffers()) for tensor in group if tensor.is_floating_point())
     return next(tensors, None)
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -1,5 +1,23 @@
 """The one exception that lmn raises for what a caller can mend."""
 
+from __future__ import annotations
+
+import operator
+from typing import Any
+
 
 class LmnError(ValueError):
     """Input that can't be measured: the message says what was wrong, what was got and what to do."""
+
+
+def whole_number(value: Any, name: str, least: int) -> int:
+    """A parameter that is a whole number (of any integer type, but no bool) and at least so much; or an LmnError."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise LmnError(f"{name} is a whole number, at least {least}; got {value!r}.") from None
+    if number < least:
+        raise LmnError(f"{name} must be at least {least}; got {number}.")
+    return number

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,20 +13,7 @@ from torch import Tensor
 
 from lmn.errors import LmnError
 
-GridLike = "Grid | Tensor | np.ndarray[Any, Any]"
-
-
-class Grid(Protocol):
-    """A sequence of points in the model's input space."""
-
-    @property
-    def n_points(self) -> int: ...
-
-    def at(self, indices: Tensor, like: Tensor | None = None) -> Tensor:
-        """The points of the given indices, shape (len(indices), ...), on the device and in the dtype of ``like``."""
-        ...
-
-    def described(self) -> str: ...
+_MOST_POINTS = 1 << 62  # that int64 indices reach
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +33,6 @@ class Samples:
             # NumPy has no device and makes float64 by itself, so an array follows the model; a tensor says what it is.
             points = points.to(like.device, like.dtype if points.is_floating_point() else None)
         return points
-
-    def described(self) -> str:
-        return f"{self.n_points} samples"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +55,10 @@ class RegularGrid:
 
     @property
     def n_points(self) -> int:
-        return int(np.prod(self.counts, dtype=object))
+        return math.prod(self.counts)
+
+    def __repr__(self) -> str:
+        return f"{self.kind} of {' x '.join(map(str, self.counts))} points"
 
     def at(self, indices: Tensor, like: Tensor | None = None) -> Tensor:
         rest = indices.to("cpu", torch.int64)
@@ -82,9 +70,6 @@ class RegularGrid:
         points = (self.origin.reshape(1, -1) + t @ self.axes.reshape(len(self.axes), -1)).reshape(-1, *self.origin.shape)
         device, dtype = (like.device, like.dtype) if like is not None else (None, torch.get_default_dtype())
         return points.to(device, dtype)
-
-    def described(self) -> str:
-        return f"{self.kind} of {' x '.join(map(str, self.counts))} points"
 
 
 def box(low: float | Sequence[float] | Tensor, high: float | Sequence[float] | Tensor, n: int | Sequence[int]) -> RegularGrid:
@@ -182,6 +167,8 @@ def as_grid(grid: Any) -> Samples | RegularGrid:
             grid = torch.from_numpy(np.ascontiguousarray(grid))
         except TypeError as error:
             raise LmnError(f"the samples are an array of dtype {grid.dtype}; give numbers.") from error
+    if isinstance(grid, Tensor) and grid.layout != torch.strided:
+        raise LmnError(f"the samples are {grid.layout}; give dense ones, samples.to_dense().")
     if not isinstance(grid, Tensor):
         raise LmnError(
             f"the grid is {type(grid).__name__}; give the samples as a tensor or a NumPy array with the batch first, or a "
@@ -217,4 +204,6 @@ def _counts(n: int | Sequence[int], n_axes: int) -> tuple[int, ...]:
     counts = tuple(n) if isinstance(n, Sequence) else (n,) * n_axes
     if len(counts) != n_axes or not all(isinstance(c, int | np.integer) and c >= 1 for c in counts):
         raise LmnError(f"n must be a positive whole number of points, or {n_axes} of them (one an axis); got {n!r}.")
+    if math.prod(int(c) for c in counts) > _MOST_POINTS:
+        raise LmnError(f"a grid of {' x '.join(map(str, counts))} points has more than 2^62; take fewer an axis.")
     return tuple(int(c) for c in counts)

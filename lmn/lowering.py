@@ -319,9 +319,9 @@ class _Operation:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module does what its class does: no hooks, and torch's own forward."""
+    """Whether a module does what its class does: no hooks, and torch's own forward, which some libraries replace."""
     hooked = module._forward_hooks or module._forward_pre_hooks
-    return not hooked and type(module).forward.__module__.startswith("torch.nn.modules")
+    return not hooked and "forward" not in vars(module) and type(module).forward.__module__.startswith("torch.nn.modules")
 
 
 def _double(x: Tensor, keep_device: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lmn.connectivity import Subject, compute
-from lmn.errors import LmnError
+from lmn.errors import LmnError, whole_number
 from lmn.grid import as_grid
 from lmn.measurement import Measurement
 from lmn.network import Select
@@ -85,8 +85,8 @@ def measure(
     >>> measurement.lmn, measurement.n_points
     """
     started = time.perf_counter()
-    unknown = sorted(set(metrics or METRICS) - set(METRICS))
-    if unknown or isinstance(metrics, str):
+    known = metrics is None or (isinstance(metrics, Sequence) and len(metrics) > 0 and all(name in METRICS for name in metrics))
+    if not known or isinstance(metrics, str):
         raise LmnError(f"metrics is a sequence of names out of {METRICS}; got {metrics!r}.")
     points = as_grid(grid)
     indices = _sample(points.n_points, max_points, seed)
@@ -120,9 +120,8 @@ def measure(
 
 def _sample(n_points: int, max_points: int | None, seed: int) -> Tensor | None:
     """The indices of the points to take, ascending, or None for all."""
-    if max_points is None or n_points <= max_points:
+    if max_points is None or n_points <= whole_number(max_points, "max_points (or None)", 1):
         return None
-    if not isinstance(max_points, int) or max_points < 1:
-        raise LmnError(f"max_points is a positive whole number or None; got {max_points!r}.")
+    seed = whole_number(seed, "seed", 0)
     drawn = np.random.default_rng(seed).choice(n_points, max_points, replace=False, shuffle=False)
     return torch.from_numpy(np.sort(drawn))

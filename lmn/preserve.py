@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock, RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,12 +18,23 @@ from torch import nn
 def preserved(model: nn.Module) -> Iterator[None]:
     """Put ``model`` in evaluation mode without gradients, and put everything back, whatever happens inside.
 
-    Restored: the training flag and the attributes of every module (hooks, parameters, buffers and submodules by identity),
-    the values of buffers, and the state of the random generators. Parameters are never written to, so they are not copied.
+    Restored: the training flag and the attributes of every module (hooks, parameters, buffers and submodules by identity;
+    lists, sets and dictionaries with what was in them), the values of buffers and of embeddings that renormalise themselves,
+    and the state of torch's, NumPy's and Python's random generators. Other parameters are not written to by a forward pass, so
+    they are not copied. What a forward pass or a user's hook changes elsewhere stays changed.
+
+    One thread at a time measures a model; others wait.
     """
+    with _lock(model):
+        yield from _preserved(model)
+
+
+def _preserved(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
+    training = [module.training for module in modules]
     attributes = [_shallow_copy(module) for module in modules]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    tensors = [(tensor, tensor.detach().clone()) for tensor in [*model.buffers(), *_written_in_forward(modules)]]
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the user's, whichever it is
     with torch.random.fork_rng(devices=_cuda_devices(model)):
         try:
             for module in modules:
@@ -27,12 +42,30 @@ def preserved(model: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 yield
         finally:
-            for module, saved in zip(modules, attributes, strict=True):
+            for module, saved, flag in zip(modules, attributes, training, strict=True):
                 _restore(module, saved)
+                if module.training != flag:
+                    module.training = flag  # TorchScript keeps it elsewhere
             with torch.no_grad():
-                for buffer, value in buffers:
-                    if not _same(buffer, value):
-                        buffer.copy_(value)
+                for tensor, value in tensors:
+                    if not _same(tensor, value):
+                        tensor.copy_(value)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
+
+
+_LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_LOCKS_LOCK = Lock()
+
+
+def _lock(model: nn.Module) -> Any:
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(model, RLock())
+
+
+def _written_in_forward(modules: list[nn.Module]) -> list[torch.Tensor]:
+    renormalised = (nn.Embedding, nn.EmbeddingBag)
+    return [m.weight for m in modules if isinstance(m, renormalised) and m.max_norm is not None]
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:
@@ -40,27 +73,33 @@ def _cuda_devices(model: nn.Module) -> list[int]:
     return sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
 
 
-def _shallow_copy(module: nn.Module) -> dict[str, Any]:
-    # Dictionaries of a module (hooks, registries) are copied one level down: a forward pass may add to them.
-    return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(module).items()}
+def _shallow_copy(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    # Containers of a module (hooks, registries, records) are copied one level down: a forward pass may add to them.
+    return {name: (value, _contents(value)) for name, value in vars(module).items()}
 
 
-def _restore(module: nn.Module, saved: dict[str, Any]) -> None:
+def _contents(value: Any) -> Any:
+    if isinstance(value, dict):
+        return dict(value)
+    return list(value) if isinstance(value, list | set) else None
+
+
+def _restore(module: nn.Module, saved: dict[str, tuple[Any, Any]]) -> None:
     now = vars(module)
     for name in [name for name in now if name not in saved]:
         del now[name]
-    for name, value in saved.items():
-        current = now.get(name)
-        if isinstance(value, dict) and isinstance(current, dict):
-            if not _identical(current, value):
-                current.clear()
-                current.update(value)
-        elif current is not value:
+    for name, (value, contents) in saved.items():
+        if now.get(name) is not value:
             now[name] = value
+        if contents is not None and not _identical(_contents(value), contents):
+            value.clear()
+            value.extend(contents) if isinstance(value, list) else value.update(contents)
 
 
-def _identical(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return list(a) == list(b) and all(a[key] is b[key] for key in a)
+def _identical(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(a[key] is b[key] for key in a)
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

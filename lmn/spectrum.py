@@ -43,6 +43,8 @@ def linear_mapping_number(connectivity: Tensor | np.ndarray[Any, Any]) -> float:
     matrix = matrix.detach().to("cpu", torch.float64, copy=True)
     if not bool(torch.isfinite(matrix).all()):
         raise LmnError("the connectivity matrix has a NaN or an infinity.")
+    if not bool(matrix.any()):
+        raise LmnError("the connectivity matrix is zero; a connectivity matrix has ones on its diagonal.")
     if not torch.allclose(matrix, matrix.T, rtol=0, atol=1e-5):
         raise LmnError("a connectivity matrix is symmetric; this one differs from its transpose by more than 1e-5.")
     return float(2 ** nonlinear_complexity(eigenvalues_in_place(matrix.numpy())))

@@ -131,6 +131,18 @@ class LooksAtShapes(nn.Module):
         return self.second(functional.softplus(self.first(x)))
 
 
+class InPlaceResidual(nn.Module):
+    """The activation after the tap overwrites the tap's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu_(self.stem(x))
+        return self.head(h + torch.tanh(self.inner(h)))
+
+
 class LooksAtValues(nn.Module):
     """Control flow on a tensor's values: nothing can trace it."""
 
@@ -180,9 +192,11 @@ CASES: dict[str, Case] = {
     "cnn, tapped late": Case(ConvNet, lambda: torch.randn(6, 2, 8, 8), "chain", tap="conv2"),
     "residual": Case(ResidualMLP, vectors(8, 5), "traced"),
     "residual, tapped after": Case(ResidualMLP, vectors(8, 5), "traced", tap="stem"),
+    "residual, in place": Case(InPlaceResidual, vectors(8, 4), "traced", tap="stem"),
     "paper, embedding": Case(PaperNetwork, tokens(10, 2, 31), "chain", tap="embedding"),
     "paper, linear1": Case(PaperNetwork, tokens(10, 2, 31), "chain", tap="linear1"),
     "paper, linear2": Case(PaperNetwork, tokens(10, 2, 31), "chain", tap="linear2"),
+    "paper, linear3": Case(PaperNetwork, tokens(10, 2, 31), "chain", tap="linear3"),
     "transformer": Case(Transformer, tokens(7, 3, 12), "traced", tap="embedding", select=lambda out: out[:, -1]),
     "logits": Case(WithLogits, vectors(7, 4), "chain"),
     "logits, tapped": Case(WithLogits, vectors(7, 4), "chain", tap="body.0"),

@@ -13,7 +13,7 @@ from lmn import _core
 from lmn.connectivity import Subject, plan
 from lmn.grid import as_grid
 from lmn.kernels.activations import ACTIVATIONS, activation
-from lmn.kernels.connectivity import cpp
+from lmn.kernels.connectivity import cpp, numba_cpu, torch_eager
 
 from models import DATA, trained_paper_network
 
@@ -83,10 +83,46 @@ def test_points_a_segment(backend: str, m: int) -> None:
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("last", ["SiLU", "Sigmoid", "ReLU"])
-def test_a_chain_that_ends_in_an_activation(backend: str, last: str) -> None:
+def test_a_chain_that_ends_in_an_activation(backend: str) -> None:
     torch.manual_seed(4)
-    agree(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), getattr(nn, last)()), torch.randn(9, 4), backend)
+    agree(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.ReLU()), torch.randn(9, 4), backend)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize(
+    "between",
+    [
+        *(nn.LeakyReLU(0.3), nn.PReLU(17, 0.4), nn.ELU(0.6), nn.Softplus(2.0, 5.0), nn.Hardtanh(-0.4, 0.9), nn.GELU("tanh")),
+        *(nn.GELU(), nn.SELU(), nn.ReLU6(), nn.Mish(), nn.Hardswish()),
+    ],
+    ids=str,
+)
+def test_an_activation_with_parameters(backend: str, between: nn.Module) -> None:
+    torch.manual_seed(20)
+    if isinstance(between, nn.PReLU):
+        between.weight.data.uniform_(-0.5, 1.5)
+    agree(nn.Sequential(nn.Linear(4, 17), between, nn.Linear(17, 3)), 3 * torch.randn(9, 4), backend)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_saturated_output_is_measured_by_its_own_size(backend: str, dtype: torch.dtype) -> None:
+    # Far below zero the sigmoid is exp: over 5, r^2 of exp(5 t) with t at 21 points is 0.7226, whatever the other samples.
+    t = np.linspace(0, 1, 21)
+    expected = np.corrcoef(t, np.exp(5 * t))[0, 1] ** 2
+    x = torch.tensor([[-40.0], [-35.0], [-60.0], [-55.0], [0.0]], dtype=dtype)
+    got = lmn.connectivity(nn.Sequential(nn.Identity(), nn.Sigmoid()), x, backend=backend, progress=False)
+    assert float(got[0, 1]) == pytest.approx(expected, abs=1e-5)
+    assert float(got[2, 3]) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_an_outlier_does_not_hide_the_others(backend: str) -> None:
+    torch.manual_seed(21)
+    model, x = network("silu", 17, 3).double(), torch.randn(9, 4).double()
+    alone = lmn.connectivity(model, x, backend=backend, progress=False)
+    with_outlier = lmn.connectivity(model, torch.cat([x, 1e12 * x[:1]]), backend=backend, progress=False)
+    torch.testing.assert_close(with_outlier[:9, :9], alone, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -113,8 +149,9 @@ def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("backend", FAST)
-def test_the_bits_do_not_depend_on_threads(backend: str) -> None:
+def test_the_bits_do_not_depend_on_threads(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(7)
+    monkeypatch.setattr(numba_cpu, "_PAIRS_A_TASK", 256)
     model, x = network("silu", 33, 7), torch.randn(65, 4)
     one, two, three = (lmn.connectivity(model, x, backend=backend, threads=threads, progress=False) for threads in (1, 2, 3))
     if backend == "torch":  # threads set the chunk; a library's product may round by its size
@@ -142,6 +179,36 @@ def test_scaling_and_shifting_outputs_changes_nothing(backend: str) -> None:
         model, x, backend=backend, select=lambda y: y * torch.tensor([1e-6, -3.0, 1e6]) + 7, progress=False
     )
     torch.testing.assert_close(one, other, rtol=0, atol=2e-5 if backend == "torch" else 2e-6)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e-19, 1e19, 1e30])
+def test_outputs_of_any_size(backend: str, scale: float) -> None:
+    torch.manual_seed(22)
+    model, x = network("silu", 17, 3), torch.randn(19, 4)
+    one = lmn.connectivity(model, x, backend=backend, progress=False)
+    other = lmn.connectivity(model, x, backend=backend, select=lambda y: y * torch.tensor([1, scale, 1]), progress=False)
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-5 if backend == "torch" else 2e-6)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_dead_outputs_are_not_done_twice(backend: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
+    model[2].weight.data[1] = 0
+    assert lmn.measure(model, torch.randn(9, 4), backend=backend, progress=False).n_redone == 0
+
+
+@pytest.mark.parametrize("backend", ["cpp", "numba", "torch"])
+def test_the_result_does_not_depend_on_the_chunk(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(23)
+    model, x = network("gelu", 17, 3, depth=2), torch.randn(40, 4)
+    one = lmn.connectivity(model, x, backend=backend, progress=False)
+    monkeypatch.setattr(cpp, "_PAIRS_A_CALL", 100)
+    monkeypatch.setattr(numba_cpu, "_PAIRS_A_TASK", 64)
+    monkeypatch.setattr(numba_cpu, "_PAIRS_A_BATCH", 192)
+    monkeypatch.setattr(torch_eager, "_CACHE_BYTES", 1 << 12)
+    other = lmn.connectivity(model, x, backend=backend, progress=False)
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-6 if backend == "torch" else 0)
 
 
 @pytest.mark.parametrize("backend", FAST)

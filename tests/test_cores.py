@@ -1,11 +1,14 @@
 """The activations' cores, in C++ for every instruction set, against float64; and the table against torch."""
 
+import ctypes
+
 import numpy as np
 import pytest
 import torch
 
 from lmn import _core
 from lmn.kernels.activations import ACTIVATIONS, CORES, activation, core_values
+from lmn.kernels.cores_numba import elementwise
 
 PARAMETERS = {"clamp": (-0.7, 1.2), "tanh": (0.5, 0), "ztanh": (0.5, 0), "elu": (1.3, 0), "softplus": (1.5, 20)}
 Z = np.concatenate([np.linspace(-100, 100, 4001), np.linspace(-6, 6, 4001), np.geomspace(1e-30, 1, 400), [0.0, -0.0]])
@@ -28,6 +31,18 @@ def test_float64_cores(core: str, isa: str) -> None:
     p0, p1 = PARAMETERS.get(core, (0, 0))
     expected = core_values(core, Z, p0, p1)
     np.testing.assert_allclose(_core.core_values_f64(CORES.index(core), p0, p1, Z, isa), expected, rtol=5e-15, atol=1e-300)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("core", CORES)
+def test_numbas_cores_are_the_same_functions(core: str, dtype: type[np.floating]) -> None:
+    p0, p1 = PARAMETERS.get(core, (0, 0))
+    z = Z.astype(dtype)
+    got = z.copy()
+    elementwise(core, dtype).ctypes(p0, p1, got.ctypes.data_as(ctypes.POINTER(np.ctypeslib.as_ctypes_type(dtype))), len(z))
+    expected = core_values(core, z.astype(np.float64), p0, p1)
+    ulp = np.spacing(np.abs(expected).astype(dtype)).astype(np.float64)
+    assert np.all(np.abs(got.astype(np.float64) - expected) <= 8 * ulp + 2e-36)
 
 
 @pytest.mark.parametrize("core", CORES)

@@ -1,11 +1,58 @@
 """Every kind of model that issue and README promise, against the float64 reference, and by the path that it should take."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import lmn
 
-from models import CASES, built
+from models import CASES, Case, built
+
+
+def by_hand(case: Case, m: int = 21) -> np.ndarray:
+    """The connectivity from the model itself, run in float64 with its tap's output replaced: nothing of lmn's takes part."""
+    model, inputs = built(case)
+    model = copy.deepcopy(model).double().eval()
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    tap = model if case.tap is None else model.get_submodule(case.tap)
+    seen: list[Tensor] = []
+
+    def run(given: Tensor, replacement: Tensor | None) -> Tensor:
+        def hook(_module: object, _inputs: object, output: Tensor) -> Tensor | None:
+            seen.append(output.clone())
+            return replacement
+
+        handle = tap.register_forward_hook(hook) if case.tap is not None else None
+        with torch.no_grad():
+            out = model(given.clone())
+        if handle is not None:
+            handle.remove()
+        out = case.select(out) if case.select else getattr(out, "logits", out)
+        return out.reshape(len(out), -1)
+
+    run(inputs, None)
+    h = seen[0] if case.tap is not None else inputs
+    n, t = len(h), np.linspace(0, 1, m)
+    matrix = np.eye(n)
+    for i in range(n):
+        for j in range(i):
+            path = torch.stack([(1 - s) * h[i] + s * h[j] for s in t])
+            y = run(inputs[:1].expand(m, *inputs.shape[1:]), path) if case.tap is not None else run(path, None)
+            r = [1.0 if np.ptp(k) < 1e-13 * np.abs(k).max() else np.corrcoef(t, k)[0, 1] for k in y.numpy().T]
+            matrix[i, j] = matrix[j, i] = np.mean(np.square(r))
+    return matrix
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_reference_is_what_the_model_itself_gives(name: str) -> None:
+    case = CASES[name]
+    model, inputs = built(case)
+    model, inputs = model.double(), inputs.double() if inputs.is_floating_point() else inputs
+    got = lmn.connectivity(model, inputs, tap=case.tap, select=case.select, backend="reference", progress=False)
+    np.testing.assert_allclose(got.numpy(), by_hand(case), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", CASES)

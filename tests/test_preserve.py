@@ -1,8 +1,11 @@
 """A measurement leaves the model bit for bit as it was, whatever happens."""
 
 import copy
+import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -34,7 +37,7 @@ def state(model: nn.Module) -> dict[str, Any]:
         "requires": [p.requires_grad for p in model.parameters()],
         "training": {name: module.training for name, module in model.named_modules()},
         "hooks": {name: list(module._forward_hooks) for name, module in model.named_modules()},
-        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
+        "attributes": {name: {key: id(value) for key, value in vars(module).items()} for name, module in model.named_modules()},
         "identities": [id(p) for p in model.parameters()],
         "random": torch.get_rng_state(),
     }
@@ -106,6 +109,56 @@ def test_after_an_interrupt_in_the_model(calls: int) -> None:
         lmn.measure(model, x, tap="norm", backend="torch", progress=False)
     assert_same(before, state(model))
     handle.remove()
+
+
+class Recording(nn.Module):
+    """Keeps what it saw, draws random numbers of every kind, and renormalises its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(5, 4, max_norm=0.5), nn.Linear(4, 2)
+        self.seen: list[int] = []
+        self.kinds: set[torch.dtype] = set()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(x))
+        self.kinds.add(x.dtype)
+        np.random.rand()  # noqa: NPY002
+        random.random()
+        return self.head(self.embedding(x))
+
+
+def test_containers_embeddings_and_every_random_generator_are_restored() -> None:
+    model = Recording()
+    weight = model.embedding.weight.detach().clone()
+    states = np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[union-attr]  # noqa: NPY002
+    lmn.measure(model, torch.arange(5), tap="embedding", progress=False)
+    assert (model.seen, model.kinds) == ([], set())
+    assert torch.equal(model.embedding.weight, weight)
+    assert states == (np.random.get_state()[1].tolist(), random.getstate())  # type: ignore[union-attr]  # noqa: NPY002
+
+
+def test_a_scripted_model_keeps_training() -> None:
+    model = torch.jit.script(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.ReLU()))
+    model.train()
+    measured = lmn.measure(model, torch.randn(5, 4), progress=False)
+    assert measured.path == "whole model"
+    assert all(module.training for module in model.modules())
+
+
+def test_a_failed_trace_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    lmn.measure(torch.jit.script(nn.Sequential(nn.Linear(4, 3), nn.ReLU())), torch.randn(5, 4), progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_threads_that_measure_one_model_wait_for_each_other() -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Dropout(0.5), nn.Linear(16, 2)).train()
+    x = torch.randn(30, 4)
+    expected = lmn.measure(model, x, progress=False).lmn
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: lmn.measure(model, x, threads=1, progress=False).lmn, range(12)))
+    assert found == [expected] * 12
+    assert all(module.training for module in model.modules())
 
 
 def test_a_measurement_that_succeeds_and_one_that_fails_do_not_change_training() -> None:

@@ -353,7 +353,7 @@ def _reduce(of_i, of_j, y, noise, negligible, n_steps, sums, dy, unexplained, wr
         y_k, s1, s2, s3, noise_k, negligible_k = y[k], sums[k, 0], sums[k, 1], sums[k, 2], noise[k], negligible[k]
         for lane in range(_LANES):
             dy[lane] = y_k[of_j[lane]] - y_k[of_i[lane]]
-        still = 1.0 if noise_k > 0 else 0.0  # the estimate where the output does not move
+        unknown = 1.0 if noise_k > 0 else 0.0  # the estimate for what moves less than float32 holds
         for lane in range(len(dy)):
             # y(t) = y_i + t dy + u(t), so cov(y, t) m = dy sxx + sum(t' u), and what a line leaves of y it leaves of u.
             u, tu, uu = np.float64(s1[lane]), np.float64(s2[lane]), np.float64(s3[lane])
@@ -364,5 +364,6 @@ def _reduce(of_i, of_j, y, noise, negligible, n_steps, sums, dy, unexplained, wr
             one_by_total = 1 / total
             unexplained[lane] += rest * one_by_total if total > negligible_k else total * 0
             estimate = (noise_k * n_steps + 2 * math.sqrt(noise_k * rest)) * one_by_total
-            estimate = still if total == 0 else estimate
+            if total == 0:
+                estimate = 0.0 if dy[lane] == 0 else unknown  # a dead output does not move at all
             wrong[lane] += 1.0 if estimate > 1 else estimate

@@ -42,12 +42,21 @@ class Chain:
     z : ndarray of shape (n_units, n_points), float64
         The pre-activations of all layers, one below the other. A kernel reads it where it is: with many samples it is large.
     y : ndarray of shape (n_out, n_points), float64
-        The samples' outputs.
+        The samples' outputs, multiplied by ``scale``; so are the last weights. r² does not depend on it.
+    scale : ndarray of shape (n_out,), float64
+        Powers of two.
     """
 
     layers: tuple[Layer, ...]
     z: np.ndarray
     y: np.ndarray
+    scale: np.ndarray
+
+    @property
+    def outputs(self) -> np.ndarray:
+        """The samples' outputs as they are, shape (n_out, n_points), float64."""
+        outputs: np.ndarray = self.y / self.scale[:, None]
+        return outputs
 
     def rounding_noise(self, dtype: type[np.floating]) -> np.ndarray:
         """Estimated variance of an output's deviation along a segment from rounding in dtype, shape (n_out,).
@@ -89,6 +98,8 @@ class Problem:
     double : bool
         Whether the tail can be computed in float64.
     threads : int
+    batch : int
+        Samples that the tail may be given at a time.
     """
 
     samples: Tensor
@@ -100,6 +111,7 @@ class Problem:
     widest: int
     double: bool
     threads: int
+    batch: int
 
     @property
     def n_points(self) -> int:
@@ -108,3 +120,6 @@ class Problem:
 
 # A pair whose L is wrong by more than this, by the kernel's own estimate of its float32 rounding, is done again in float64.
 TOLERANCE = 2e-6
+
+# An output whose movement along a segment has a root mean square smaller than this, of the output's size there, is constant.
+CONSTANT = 1e-14

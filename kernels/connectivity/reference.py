@@ -10,9 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lmn.kernels.connectivity.problem import Problem, Progress
-
-CONSTANT = 1e-14  # of the output's size along the segment: a smaller root mean square of its movement is rounding
+from lmn.kernels.connectivity.problem import CONSTANT, Problem, Progress
 
 
 def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lmn.kernels.connectivity.pairs import n_pairs, pairs
-from lmn.kernels.connectivity.problem import TOLERANCE, Problem, Progress
+from lmn.kernels.connectivity.problem import CONSTANT, TOLERANCE, Problem, Progress
 
 _CACHE_BYTES = 1 << 20  # a core's share of cache: the widest intermediate result of a chunk is kept under it
 _GPU_BYTES = 1 << 28
@@ -44,6 +44,14 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
     return redone
 
 
+def _extreme(y: Tensor) -> Tensor | None:
+    """1 / the outputs' sizes, shape (n_out,), where their squares would leave their dtype's range; otherwise None."""
+    size = y.abs().amax(0)
+    size = torch.where(size > 0, size, 1)
+    limit = torch.finfo(y.dtype).tiny ** 0.25
+    return None if bool(((size > limit) & (size < 1 / limit)).all()) else 1 / size
+
+
 class _Runner:
     def __init__(self, problem: Problem, h: Tensor) -> None:
         self._problem = problem
@@ -53,12 +61,14 @@ class _Runner:
         self._t = t.to(h.dtype)
         self._moments = torch.stack([torch.ones_like(t), t - 0.5]).to(h.dtype)  # (2, m - 2)
         self._ones = torch.ones_like(self._t)
-        self._y = torch.cat([problem.tail(part.clone()) for part in h.split(256)])
+        self._y = torch.cat([problem.tail(part.clone()) for part in h.split(problem.batch)])
+        self._scale = _extreme(self._y)
         if h.dtype == torch.float32:
             self._noise = ((self._y.double() - problem.y) ** 2).mean(0)
         else:
-            self._noise = (8 * torch.finfo(torch.float64).eps * problem.y.abs().amax(0)) ** 2
-        assert self._noise.shape == (n_out,)
+            self._noise = torch.zeros(n_out, dtype=torch.float64, device=h.device)
+        if self._scale is not None:
+            self._noise *= self._scale.double() ** 2
 
     def pairs_a_chunk(self) -> int:
         cuda = self._h.device.type != "cpu"
@@ -74,19 +84,25 @@ class _Runner:
         y = problem.tail(path.flatten(0, 1)).reshape(m - 2, len(i), -1)
         y_i = self._y[i]
         u = y - torch.addcmul(y_i, self._t[:, None, None], self._y[j] - y_i)
+        dy = problem.y[j] - problem.y[i]
+        if self._scale is not None:
+            u, dy = u.mul_(self._scale), dy.mul_(self._scale)
         sums = (self._moments @ u.flatten(1)).reshape(2, *y_i.shape).double()
         squares = (
             (self._ones @ u.square_().flatten(1)).reshape(y_i.shape).double()
         )  # 10 times as fast as torch's norms and sums
         sxx = m * (m + 1) / (12 * (m - 1))
-        sxy = torch.add(sums[1], problem.y[j] - problem.y[i], alpha=sxx)
+        sxy = torch.add(sums[1], dy, alpha=sxx)
         rest = squares.addcmul_(sums[0], sums[0], value=-1 / m).addcmul_(sums[1], sums[1], value=-1 / sxx).clamp_(min=0)
         total = torch.addcmul(rest, sxy, sxy, value=1 / sxx)
-        noise = self._noise * (m - 2)
         if u.dtype == torch.float64:
-            unexplained = torch.where(total <= 1e4 * noise, 0.0, rest / total)
+            size = torch.maximum(problem.y[i].abs(), problem.y[j].abs())
+            size = size if self._scale is None else size * self._scale
+            unexplained = torch.where(total <= m * (CONSTANT * size) ** 2, 0.0, rest / total)
             return 1 - unexplained.mean(1), torch.zeros_like(total[:, 0])
+        still = (total == 0) & (dy == 0)  # a dead output
         inverse = total.clamp_(min=torch.finfo(torch.float64).tiny).reciprocal_()  # 0/0, of a constant output, is 0
         unexplained = (rest * inverse).mean(1)
-        error = rest.mul_(4 * self._noise).sqrt_().add_(noise).mul_(inverse).clamp_(max=1)
+        error = rest.mul_(4 * self._noise).sqrt_().add_(self._noise * (m - 2)).mul_(inverse).clamp_(max=1)
+        error.masked_fill_(still, 0)
         return 1 - unexplained, error.mean(1)
