@@ -11,6 +11,7 @@
 
 #include "connectivity_host.hpp"
 #include "cpu.hpp"
+#include "subdivide.hpp"
 
 namespace py = pybind11;
 
@@ -111,6 +112,75 @@ double multiply_add_rate(const std::string& isa) {
     return best;
 }
 
+// ---- exact subdivision --------------------------------------------------------------------------------------------
+
+using Indices = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+
+// A layer as Python gives it: unit, breakpoint, slope below, offset below, slope above, offset above of each line; weight, bias.
+using PieceLayer = std::tuple<Indices, Array, Array, Array, Array, Array, Array, Array>;
+
+// A vector as an array of the given shape, without a copy.
+template <class T>
+py::array_t<T> as_array(std::vector<T>&& values, std::vector<py::ssize_t> shape) {
+    auto* kept = new std::vector<T>(std::move(values));
+    const py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+    return py::array_t<T>(std::move(shape), kept->data(), owner);
+}
+
+py::dict subdivide(const Array& a, const Array& c, const Array& size, const std::vector<PieceLayer>& layers,
+                   double relative_tolerance, bool maps, bool geometry, int64_t max_regions, int threads) {
+    require(a.ndim() == 2 && a.shape(1) >= 1 && a.shape(1) <= 3, "a is (units, dimension) with 1 to 3 dimensions");
+    const int dimension = int(a.shape(1));
+    require(c.size() == a.shape(0) && size.size() == a.shape(0), "c and size are (units)");
+    require(threads >= 1 && max_regions >= 1, "threads and max_regions are at least 1");
+    lmn::PieceChain chain{dimension, a.shape(0), a.data(), c.data(), size.data(), {}, relative_tolerance};
+    py::ssize_t units = a.shape(0);
+    for (const auto& [unit, breakpoint, slope_below, offset_below, slope_above, offset_above, weight, bias] : layers) {
+        const auto lines = unit.size();
+        for (const Array* column : {&breakpoint, &slope_below, &offset_below, &slope_above, &offset_above})
+            require(column->size() == lines, "a layer's columns have an entry a line");
+        for (py::ssize_t i = 0; i < lines; ++i) require(unit.data()[i] >= 0 && unit.data()[i] < units, "no such unit");
+        require(weight.ndim() == 2 && weight.shape(1) == units && bias.size() == weight.shape(0), "weight is (n_next, units)");
+        chain.layers.push_back({units, lines, weight.shape(0), unit.data(), breakpoint.data(), slope_below.data(),
+                                offset_below.data(), slope_above.data(), offset_above.data(), weight.data(), bias.data()});
+        units = weight.shape(0);
+    }
+    bool interrupted = false;
+    lmn::Subdivision found;
+    {
+        const py::gil_scoped_release release;
+        found = lmn::subdivide(chain, {maps, geometry}, max_regions, threads, [&] {
+            const py::gil_scoped_acquire acquire;
+            return interrupted = interrupted || PyErr_CheckSignals() != 0;
+        });
+    }
+    if (interrupted) throw py::error_already_set();
+    const py::ssize_t n = found.n_regions, axes = dimension;
+    py::dict out;
+    out["n_regions"] = n;
+    out["stopped"] = found.stopped;
+    out["after_layer"] = found.after_layer;
+    out["hash"] = as_array(std::move(found.hash), {n});
+    out["pattern"] = as_array(std::move(found.pattern), {n, py::ssize_t(found.n_words)});
+    out["measure"] = as_array(std::move(found.measure), {n});
+    out["centre"] = as_array(std::move(found.centre), {n, axes});
+    const py::ssize_t cuts = py::ssize_t(found.child.size()) / 2;
+    out["cut"] = as_array(std::move(found.cut), {cuts, axes + 1});
+    out["child"] = as_array(std::move(found.child), {cuts, 2});
+    if (maps) out["map"] = as_array(std::move(found.map), {n, py::ssize_t(found.n_out), axes + 1});
+    if (!geometry) return out;
+    const py::ssize_t vertices = py::ssize_t(found.vertex_id.size()), facets = py::ssize_t(found.facet_id.size());
+    const py::ssize_t edges = py::ssize_t(found.edge_id.size());
+    out["n_vertices"] = as_array(std::move(found.n_vertices), {n});
+    out["vertex"] = as_array(std::move(found.vertex), {vertices, axes});
+    out["vertex_id"] = as_array(std::move(found.vertex_id), {vertices});
+    out["n_facets"] = as_array(std::move(found.n_facets), {n});
+    out["facet_id"] = as_array(std::move(found.facet_id), {facets});
+    out["facet_line"] = as_array(std::move(found.facet_line), {facets});
+    out["edge_id"] = as_array(std::move(found.edge_id), {edges});
+    return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -122,6 +192,8 @@ PYBIND11_MODULE(_core, module) {
     module.def("core_values_f64", &core_values<double>, py::arg("core"), py::arg("p0"), py::arg("p1"), py::arg("z"),
                py::arg("isa") = "");
     module.def("multiply_add_rate", &multiply_add_rate, py::arg("isa") = "");
+    module.def("subdivide", &subdivide, py::arg("a"), py::arg("c"), py::arg("size"), py::arg("layers"),
+               py::arg("relative_tolerance"), py::arg("maps"), py::arg("geometry"), py::arg("max_regions"), py::arg("threads"));
     py::class_<Connectivity>(module, "Connectivity")
         .def(py::init(&make_connectivity), py::arg("layers"), py::arg("y"), py::arg("noise_f32"), py::arg("noise_f64"),
              py::arg("m"), py::arg("tolerance"), py::arg("isa") = "")

@@ -1,5 +1,7 @@
 """The C++ core: arrays in, arrays out. Nothing here is public."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +25,21 @@ def multiply_add_rate(isa: str = "") -> float:
 
 def core_values_f32(core: int, p0: float, p1: float, z: NDArray[np.float32], isa: str = "") -> NDArray[np.float32]: ...
 def core_values_f64(core: int, p0: float, p1: float, z: NDArray[np.float64], isa: str = "") -> NDArray[np.float64]: ...
+
+PieceLayer = tuple[NDArray[Any], ...]  # unit, breakpoint, slope and offset below, slope and offset above; weight, bias
+
+def subdivide(
+    a: NDArray[np.float64],
+    c: NDArray[np.float64],
+    size: NDArray[np.float64],
+    layers: list[PieceLayer],
+    relative_tolerance: float,
+    maps: bool,
+    geometry: bool,
+    max_regions: int,
+    threads: int,
+) -> dict[str, Any]:
+    """The cells of the cube [-1, 1]^dimension on which a chain is affine; see csrc/subdivide.hpp for what comes back."""
 
 class Connectivity:
     """The kernel's data for one problem; see kernels/connectivity/problem.py for the arrays."""
