@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lmn.kernels.connectivity.pairs import n_pairs, pairs
+from lmn.kernels.connectivity.pairs import Pairs
 
 Tail = Callable[[Tensor], Tensor]
 
@@ -38,9 +38,9 @@ def chunked(tail: Tail, h: Tensor, chunk: int, m: int = 21, compiled: Tail | Non
     lam = torch.linspace(0, 1, m)
     function = compiled or of_pairs
     out = torch.eye(len(h))
-    total = n_pairs(len(h))
-    for first in range(0, total, chunk):
-        i, j = (torch.from_numpy(x) for x in pairs(first, min(first + chunk, total), len(h)))
+    pairs = Pairs(len(h))
+    for first in range(0, len(pairs), chunk):
+        i, j = (torch.from_numpy(x) for x in pairs.numbered(first, first + chunk))
         out[i, j] = out[j, i] = function(tail, h[i], h[j], lam)
     return out
 

@@ -63,7 +63,7 @@ std::unique_ptr<Connectivity> make_connectivity(const std::vector<Layer>& layers
     });
 }
 
-int64_t rows(Connectivity& self, int64_t first, int64_t last, bool single, int threads, py::array out) {
+int64_t rows(Connectivity& self, int64_t first, int64_t last, int64_t first_column, bool single, int threads, py::array out) {
     const auto n = self.kernel.n_points();
     require(out.ndim() == 2 && out.shape(0) == n && out.shape(1) == n, "out is (n_points, n_points)");
     require((out.flags() & py::array::c_style) && out.writeable(), "out is contiguous and writeable");
@@ -76,7 +76,7 @@ int64_t rows(Connectivity& self, int64_t first, int64_t last, bool single, int t
     else
         throw py::value_error("out is float32 or float64");
     const py::gil_scoped_release release;
-    return self.kernel.rows(first, last, single, threads, to);
+    return self.kernel.rows(first, last, first_column, single, threads, to);
 }
 
 template <class T>
@@ -198,5 +198,5 @@ PYBIND11_MODULE(_core, module) {
         .def(py::init(&make_connectivity), py::arg("layers"), py::arg("y"), py::arg("noise_f32"), py::arg("noise_f64"),
              py::arg("m"), py::arg("tolerance"), py::arg("isa") = "")
         .def_property_readonly("isa", [](const Connectivity& self) { return self.kernel.isa(); })
-        .def("rows", &rows, py::arg("first"), py::arg("last"), py::arg("single"), py::arg("threads"), py::arg("out"));
+        .def("rows", &rows, py::arg("first"), py::arg("last"), py::arg("first_column"), py::arg("single"), py::arg("threads"), py::arg("out"));
 }

@@ -87,12 +87,12 @@ LayerArrays<T> Connectivity::arrays(const LayerData& data, std::vector<Aligned<T
             data.weights ? kept(packed<T>(data.weights, data.outputs, data.units, kernel_.block_outputs)) : nullptr};
 }
 
-int64_t Connectivity::rows(int64_t first, int64_t last, bool single, int threads, Output out) {
+int64_t Connectivity::rows(int64_t first, int64_t last, int64_t first_column, bool single, int threads, Output out) {
     const size_t bytes = size_t(kernel_.scratch_bytes(chain_)) + 64;
     while (scratch_.size() < size_t(threads)) scratch_.push_back(aligned<char>(bytes));
     std::atomic<int64_t> redone{0};
     parallel_for(first, last, threads, [&](int64_t i, int worker) {
-        redone += kernel_.row(chain_, i, single, out, scratch_[worker].get());
+        redone += kernel_.row(chain_, i, first_column, single, out, scratch_[worker].get());
     });
     return redone;
 }

@@ -53,8 +53,9 @@ struct Output {
 struct Kernel {
     const char* isa;
     int block_outputs;  // height of a packed block of weights
-    // Row i of L: pairs (i, j) for j > i. Returns how many were done in float64 after float32. Scratch has scratch_bytes.
-    int64_t (*row)(const Chain&, int64_t i, bool single, Output, void* scratch);
+    // Row i of L: pairs (i, j) for j > i and j >= first_column. Returns how many were done in float64 after float32.
+    // Scratch has scratch_bytes.
+    int64_t (*row)(const Chain&, int64_t i, int64_t first_column, bool single, Output, void* scratch);
     int64_t (*scratch_bytes)(const Chain&);
     // core(z) at n values, a multiple of kMostLanes: what the tests of the approximations call.
     void (*core_f32)(int core, float p0, float p1, const float* z, float* out, int64_t n);

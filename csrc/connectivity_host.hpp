@@ -26,9 +26,9 @@ public:
     Connectivity(int64_t n_points, int m, int64_t n_out, const std::vector<LayerData>& layers, const double* y,
                  const double* noise_f32, const double* noise_f64, double tolerance, const std::string& isa);
 
-    // Rows first <= i < last of L: the pairs (i, j) with j >= i, and their mirror images. Returns the number of pairs
+    // Rows first <= i < last of L: the pairs (i, j) with j > i and j >= first_column, and their mirror images. Returns the number of pairs
     // that float32 could not do to the tolerance and that were done again in float64.
-    int64_t rows(int64_t first, int64_t last, bool single, int threads, Output out);
+    int64_t rows(int64_t first, int64_t last, int64_t first_column, bool single, int threads, Output out);
 
     int64_t n_points() const { return chain_.n_points; }
     const char* isa() const { return kernel_.isa; }

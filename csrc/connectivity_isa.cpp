@@ -363,7 +363,7 @@ void pairs_f64(const Chain& chain, int64_t i, const int64_t* j, int count, Scrat
     for (int lane = 0; lane < count; ++lane) write(chain, out, i, j[lane], unexplained[lane]);
 }
 
-int64_t row(const Chain& chain, int64_t i, bool single, Output out, void* memory) {
+int64_t row(const Chain& chain, int64_t i, int64_t first_column, bool single, Output out, void* memory) {
     char* cursor = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64);
     Scratch<double> scratch_f64(chain, cursor);
     Scratch<float> scratch_f32(chain, cursor);
@@ -380,8 +380,9 @@ int64_t row(const Chain& chain, int64_t i, bool single, Output out, void* memory
     };
     if (out.f32) out.f32[i * chain.n_points + i] = 1.0f;
     if (out.f64) out.f64[i * chain.n_points + i] = 1.0;
+    const int64_t from = i + 1 > first_column ? i + 1 : first_column;
     if (!single) {
-        for (int64_t j = i + 1; j < chain.n_points; ++j) {
+        for (int64_t j = from; j < chain.n_points; ++j) {
             again[pending++] = j;
             if (pending == kLanes<double>) redo();
         }
@@ -390,13 +391,13 @@ int64_t row(const Chain& chain, int64_t i, bool single, Output out, void* memory
     }
     prepare_row<float>(chain, i, scratch_f32);
     const int64_t last = chain.n_points - 1;
-    for (int64_t first = (i + 1) / kLanes<float> * kLanes<float>; first < chain.n_points; first += kLanes<float>) {
+    for (int64_t first = from / kLanes<float> * kLanes<float>; first < chain.n_points; first += kLanes<float>) {
         int64_t j[kLanes<float>];
         double unexplained[kLanes<float>], error[kLanes<float>];
         for (int lane = 0; lane < kLanes<float>; ++lane) j[lane] = first + lane < last ? first + lane : last;
         tile<float>(chain, i, j, scratch_f32, unexplained, error);
         for (int lane = 0; lane < kLanes<float>; ++lane) {
-            if (first + lane <= i || first + lane > last) continue;
+            if (first + lane < from || first + lane > last) continue;
             if (error[lane] <= chain.tolerance) {
                 write(chain, out, i, j[lane], unexplained[lane]);
             } else {  // a NaN comes here too

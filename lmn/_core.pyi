@@ -56,5 +56,13 @@ class Connectivity:
     ) -> None: ...
     @property
     def isa(self) -> str: ...
-    def rows(self, first: int, last: int, single: bool, threads: int, out: NDArray[np.float32] | NDArray[np.float64]) -> int:
+    def rows(
+        self,
+        first: int,
+        last: int,
+        first_column: int,
+        single: bool,
+        threads: int,
+        out: NDArray[np.float32] | NDArray[np.float64],
+    ) -> int:
         """Fill rows first to last - 1 of out, and their mirror images; the number of pairs done again in float64."""

@@ -15,11 +15,13 @@ from lmn.backends import check_name, choose
 from lmn.errors import LmnError, whole_number
 from lmn.grid import RegularGrid, Samples, as_grid
 from lmn.kernels.activations import Activation, activation
-from lmn.kernels.connectivity.pairs import n_pairs
+from lmn.kernels.connectivity.pairs import Pairs
 from lmn.kernels.connectivity.problem import Chain, Layer, Problem
 from lmn.lowering import Affine, ChainStep, NotAChain
 from lmn.network import Network, Select, batch_size, unwrapped
 
+_PANEL_BYTES = 1 << 25  # of what is kept of samples besides the matrix
+_SMALLEST_PANEL, _LARGEST_PANEL = 16, 512  # samples
 _CHAIN_BATCH = 256  # samples that are run through a chain at a time
 _WIDEST_DIAGONAL = 2048  # values: a scaling between two activations is given to the kernels as a matrix
 
@@ -96,10 +98,8 @@ class Subject:
     def __exit__(self, *exception: Any) -> None:
         self._reading.__exit__(*exception)
 
-    def samples(self, indices: Tensor | None) -> Tensor:
-        """The activations at the tap of the points of the given indices (all: None), float32 or float64."""
-        if indices is None:
-            indices = torch.arange(self.grid.n_points)
+    def samples(self, indices: Tensor) -> Tensor:
+        """The activations at the tap of the points of the given indices, float32 or float64."""
         h = torch.cat([self.network.samples(self.grid.at(part, self._like)) for part in indices.split(1024)])
         if not h.is_floating_point():
             raise LmnError(f"the tap's output is of dtype {h.dtype}; tap a submodule with a real-valued output.")
@@ -134,29 +134,66 @@ def compute(
     check_name("connectivity", backend)
     m = whole_number(m, "m, the number of points a segment,", 3)
     threads = torch.get_num_threads() if threads is None else whole_number(threads, "threads", 1)
-    h = subject.samples(indices)
-    problem, notes = plan(subject.network, h, m, threads)
-    n = problem.n_points
-    try:
-        out = torch.empty(n, n, dtype=dtype or h.dtype, device=h.device)
-    except RuntimeError as error:
-        raise LmnError(f"the matrix of {n} x {n} points does not fit into memory; take fewer points.") from error
-    chosen = choose("connectivity", backend, problem)
-    run: Callable[..., int] = chosen.load("connectivity")
+    indices = torch.arange(subject.grid.n_points) if indices is None else indices
+    n, first_problem = len(indices), None
+    pieces = indices.split(_panel(subject, indices, m))
+    redone = 0
     with tqdm(
-        total=n_pairs(n), desc="connectivity", unit="pair", unit_scale=True, delay=1, leave=False, disable=not progress
+        total=len(Pairs(n)), desc="connectivity", unit="pair", unit_scale=True, delay=1, leave=False, disable=not progress
     ) as bar:
-        redone = run(problem, out, bar.update)
+        for a, rows in enumerate(pieces):
+            for b, columns in enumerate(pieces[a:], a):
+                h = subject.samples(rows if a == b else torch.cat([rows, columns]))
+                problem, found_notes = plan(subject.network, h, m, threads, None if a == b else len(rows))
+                if first_problem is None:
+                    first_problem, notes = problem, found_notes
+                    out, chosen = _empty(n, dtype or h.dtype, h.device), choose("connectivity", backend, problem)
+                    run: Callable[..., int] = chosen.load("connectivity")
+                part = out if len(pieces) == 1 else out.new_empty(len(h), len(h))
+                redone += run(problem, part, bar.update)
+                if len(pieces) > 1:
+                    _place(part, out, a * len(pieces[0]), b * len(pieces[0]), len(rows))
+    assert first_problem is not None
     if not bool(torch.isfinite(out.sum())):
         raise LmnError(
             "the model's output is not finite (NaN or infinity) on a segment between two samples, though it is at the samples."
         )
     path = "chain" if chosen.takes_chains else subject.network.path
-    computed_in = torch.float64 if chosen.name == "reference" else h.dtype
+    computed_in = torch.float64 if chosen.name == "reference" else first_problem.samples.dtype
     return Computed(out, chosen.name, path, str(computed_in).removeprefix("torch."), redone, notes)
 
 
-def plan(network: Network, h: Tensor, m: int, threads: int) -> tuple[Problem, tuple[str, ...]]:
+def _panel(subject: Subject, indices: Tensor, m: int) -> int:
+    """How many samples to hold what they need of at a time: all of them, or parts of which every pair is done in turn."""
+    if len(indices) <= _SMALLEST_PANEL:
+        return len(indices)
+    problem, _ = plan(subject.network, subject.samples(indices[:2]), m, 1)
+    values = problem.samples[0].numel() + problem.y.shape[1]
+    values += len(problem.chain.z) + problem.y.shape[1] if problem.chain is not None else values
+    bytes_a_sample = 8 * values
+    if len(indices) * bytes_a_sample <= _PANEL_BYTES:
+        return len(indices)
+    return max(_SMALLEST_PANEL, min(_LARGEST_PANEL, _PANEL_BYTES // (2 * bytes_a_sample)))
+
+
+def _empty(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    try:
+        return torch.empty(n, n, dtype=dtype, device=device)
+    except RuntimeError as error:
+        raise LmnError(f"the matrix of {n} x {n} points does not fit into memory; take fewer points.") from error
+
+
+def _place(part: Tensor, out: Tensor, row: int, column: int, n_rows: int) -> None:
+    """Put what was found of a pair of panels where it belongs; of one with itself, all of it."""
+    if row == column:
+        out[row : row + n_rows, row : row + n_rows] = part
+        return
+    block = part[:n_rows, n_rows:]
+    out[row : row + n_rows, column : column + block.shape[1]] = block
+    out[column : column + block.shape[1], row : row + n_rows] = block.T
+
+
+def plan(network: Network, h: Tensor, m: int, threads: int, n_rows: int | None = None) -> tuple[Problem, tuple[str, ...]]:
     """The problem for the kernels, and what to tell the reader."""
     notes: list[str] = []
     chain, why = None, ""
@@ -180,7 +217,7 @@ def plan(network: Network, h: Tensor, m: int, threads: int) -> tuple[Problem, tu
             notes.append("the model computes in float32 or less whatever it is given: nearly equal outputs keep that error")
     if not bool(torch.isfinite(y).all()):
         raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
-    problem = Problem(h, network.tail, y, m, chain, why, network.widest, double, threads, batch_size(network.widest))
+    problem = Problem(h, network.tail, y, m, chain, why, network.widest, double, threads, batch_size(network.widest), n_rows)
     return problem, tuple(notes)
 
 

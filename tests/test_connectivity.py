@@ -1,5 +1,6 @@
 """Every backend against the float64 reference, and the reference against closed forms."""
 
+import importlib
 import itertools
 import json
 
@@ -17,6 +18,7 @@ from lmn.kernels.connectivity import cpp, numba_cpu, torch_eager
 
 from models import DATA, trained_paper_network
 
+connectivity_module = importlib.import_module("lmn.connectivity")  # the package has a function of that name
 FAST = ("cpp", "numba", "torch")
 SIZES = ((1, 1, 1), (2, 3, 2), (17, 17, 31), (33, 100, 5))  # points, units, outputs: no multiples of any block
 
@@ -141,7 +143,7 @@ def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
     torch.manual_seed(6)
     model, x = network("gelu", 33, 7, depth=2).to(dtype), torch.randn(21, 4, dtype=dtype)
     with Subject(model, as_grid(x)) as subject:
-        problem, _ = plan(subject.network, subject.samples(None), 21, 2)
+        problem, _ = plan(subject.network, subject.samples(torch.arange(21)), 21, 2)
         got = torch.full((21, 21), torch.nan, dtype=dtype)
         cpp.connectivity_on(problem, got, lambda _: None, isa)
     expected = lmn.connectivity(model, x, backend="reference", progress=False)
@@ -196,6 +198,17 @@ def test_dead_outputs_are_not_done_twice(backend: str) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
     model[2].weight.data[1] = 0
     assert lmn.measure(model, torch.randn(9, 4), backend=backend, progress=False).n_redone == 0
+
+
+@pytest.mark.parametrize("backend", ["cpp", "numba", "torch", "reference"])
+@pytest.mark.parametrize("n", [33, 48, 50])
+def test_panels_make_the_same_matrix(backend: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(24)
+    model, x = network("gelu", 17, 3, depth=2), torch.randn(n, 4)
+    whole = lmn.connectivity(model, x, backend=backend, m=5, progress=False)
+    monkeypatch.setattr(connectivity_module, "_PANEL_BYTES", 0)  # panels of 16
+    panels = lmn.connectivity(model, x, backend=backend, m=5, progress=False)
+    torch.testing.assert_close(whole, panels, rtol=0, atol=1e-5 if backend == "torch" else 2e-6)
 
 
 @pytest.mark.parametrize("backend", ["cpp", "numba", "torch"])

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from lmn import _core
-from lmn.kernels.connectivity.pairs import n_pairs
 from lmn.kernels.connectivity.problem import TOLERANCE, Problem, Progress
 
 _PAIRS_A_CALL = 1 << 17  # between calls, progress is reported and Ctrl-C is heard
@@ -38,14 +37,14 @@ def connectivity_on(problem: Problem, out: Tensor, progress: Progress, isa: str)
         tolerance=TOLERANCE,
         isa=isa,
     )
-    n, first, redone = problem.n_points, 0, 0
-    while first < n:
+    pairs, first, redone = problem.pairs, 0, 0
+    single = problem.samples.dtype == torch.float32
+    while first < len(pairs.rows):
         last, count = first, 0
-        while last < n and count < _PAIRS_A_CALL:
-            count += n - 1 - last
+        while last < len(pairs.rows) and count < _PAIRS_A_CALL:
+            count += pairs.in_row(last)
             last += 1
-        single = problem.samples.dtype == torch.float32
-        redone += kernel.rows(first, last, single, problem.threads, out.numpy())
-        progress(n_pairs(n - first) - n_pairs(n - last))
+        redone += kernel.rows(first, last, pairs.first_column, single, problem.threads, out.numpy())
+        progress(count)
         first = last
     return redone

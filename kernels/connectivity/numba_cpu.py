@@ -17,7 +17,6 @@ from numba import njit, types
 from numba.extending import intrinsic, register_jitable
 from torch import Tensor
 
-from lmn.kernels.connectivity.pairs import n_pairs, pairs
 from lmn.kernels.connectivity.problem import TOLERANCE, Chain, Problem, Progress
 from lmn.kernels.cores_numba import FASTMATH, elementwise
 
@@ -40,10 +39,10 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
     single = problem.samples.dtype == torch.float32
     kernel = _Kernel(chain, problem.m, np.float32 if single else np.float64)
     in_double: _Kernel | None = None
-    n, total, redone = problem.n_points, n_pairs(problem.n_points), 0
+    pairs, redone = problem.pairs, 0
     with ThreadPoolExecutor(problem.threads) as pool:
-        for first in range(0, total, _PAIRS_A_BATCH):
-            i, j = pairs(first, min(first + _PAIRS_A_BATCH, total), n)
+        for first in range(0, len(pairs), _PAIRS_A_BATCH):
+            i, j = pairs.numbered(first, first + _PAIRS_A_BATCH)
             r2, error = kernel.r2(i, j, pool)
             if single:
                 again = np.flatnonzero(~(error <= TOLERANCE))  # a NaN is among them

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from lmn.kernels.activations import Activation, core_values
+from lmn.kernels.connectivity.pairs import Pairs
 
 Progress = Callable[[int], None]  # called with the number of pairs just done
 
@@ -100,6 +101,8 @@ class Problem:
     threads : int
     batch : int
         Samples that the tail may be given at a time.
+    n_rows : int or None
+        The pairs asked for are those of the first ``n_rows`` samples with the others; None: all pairs.
     """
 
     samples: Tensor
@@ -112,10 +115,15 @@ class Problem:
     double: bool
     threads: int
     batch: int
+    n_rows: int | None = None
 
     @property
     def n_points(self) -> int:
         return len(self.samples)
+
+    @property
+    def pairs(self) -> Pairs:
+        return Pairs(self.n_points, self.n_rows)
 
 
 # A pair whose L is wrong by more than this, by the kernel's own estimate of its float32 rounding, is done again in float64.

@@ -16,14 +16,14 @@ from lmn.kernels.connectivity.problem import CONSTANT, Problem, Progress
 def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
     """Fill ``out``, shape (n_points, n_points)."""
     h = problem.samples.double()
-    n = len(h)
+    n, pairs = len(h), problem.pairs
     lam = torch.linspace(0, 1, problem.m, dtype=torch.float64, device=h.device)
     out.fill_diagonal_(1)
-    for i in range(n):
-        for j in range(i + 1, n):
+    for i in pairs.rows:
+        for j in range(max(i + 1, pairs.first_column), n):
             path = h[i] + lam.reshape(-1, *[1] * (h.ndim - 1)) * (h[j] - h[i])  # (m, ...)
             out[i, j] = out[j, i] = squared_correlation(problem.tail(path), lam).mean()
-        progress(n - 1 - i)
+        progress(pairs.in_row(i))
     return 0
 
 

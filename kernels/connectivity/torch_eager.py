@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lmn.kernels.connectivity.pairs import n_pairs, pairs
 from lmn.kernels.connectivity.problem import CONSTANT, TOLERANCE, Problem, Progress
 
 _CACHE_BYTES = 1 << 20  # a core's share of cache: the widest intermediate result of a chunk is kept under it
@@ -19,7 +18,7 @@ _MOST_PAIRS = 1 << 16
 
 def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
     """Fill ``out``, shape (n_points, n_points). Returns the number of pairs done again in float64."""
-    n, total = problem.n_points, n_pairs(problem.n_points)
+    pairs = problem.pairs
     out.fill_diagonal_(1)
     single = problem.samples.dtype == torch.float32
     with torch.no_grad():
@@ -27,9 +26,9 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
         again = _Runner(problem, problem.samples.double()) if single and problem.double else None
         redone = 0
         chunk = runner.pairs_a_chunk()
-        for first in range(0, total, chunk):
-            last = min(first + chunk, total)
-            i, j = (torch.from_numpy(x).to(out.device) for x in pairs(first, last, n))
+        for first in range(0, len(pairs), chunk):
+            i, j = (torch.from_numpy(x).to(out.device) for x in pairs.numbered(first, first + chunk))
+            count = len(i)
             r2, error = runner.r2(i, j)
             out[i, j] = out[j, i] = r2.to(out.dtype)
             wrong = ~(error <= TOLERANCE)
@@ -40,7 +39,7 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
                     these = slice(part, part + again.pairs_a_chunk())
                     r2, _ = again.r2(i[these], j[these])
                     out[i[these], j[these]] = out[j[these], i[these]] = r2.to(out.dtype)
-            progress(last - first)
+            progress(count)
     return redone
 
 
