@@ -22,7 +22,10 @@ _MIB = 1 << 20
 _MODELS = {
     "paper 100-31 SiLU": "nn.Sequential(nn.SiLU(), nn.Linear(100, 31))",
     "512-512-10 GELU": "nn.Sequential(nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 10))",
+    "256-256-256-10 ReLU": "nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))",
+    "2048 wide GELU": "nn.Sequential(nn.Linear(64, 2048), nn.GELU(), nn.Linear(2048, 10))",
     "residual 100 (generic)": "Residual()",
+    "convolutions, 3 x 64 x 64 (generic)": "Convolutions()",
 }
 
 _PRELUDE = """
@@ -38,6 +41,11 @@ class Residual(nn.Module):
     def forward(self, x):
         return self.b(x + torch.nn.functional.silu(self.a(x)))
 
+class Convolutions(nn.Sequential):
+    def __init__(self):
+        layers = nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()
+        super().__init__(nn.Unflatten(1, (3, 64, 64)), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+
 torch.manual_seed(0)
 """
 
@@ -45,8 +53,8 @@ torch.manual_seed(0)
 _MEMORY = """
 import lmn
 model = {model}
-n_in = next(p for p in model.parameters() if p.ndim == 2).shape[1]
-lmn.measure(model, torch.randn(50, n_in), progress=False)
+n_in = 3 * 64 * 64 if isinstance(model, Convolutions) else next(p for p in model.parameters() if p.ndim == 2).shape[1]
+lmn.measure(model, torch.randn(5, n_in), progress=False)
 x = torch.randn({n}, n_in)
 
 def status(name):
@@ -85,13 +93,20 @@ def child(script: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("n", [768, 2048, 4096])
-@pytest.mark.parametrize("model", _MODELS)
+_SIZES = {
+    "paper 100-31 SiLU": (768, 8192),
+    "512-512-10 GELU": (768, 4096),
+    "256-256-256-10 ReLU": (768, 2048),
+    "2048 wide GELU": (768, 2048),
+    "residual 100 (generic)": (192, 1024),
+    "convolutions, 3 x 64 x 64 (generic)": (16, 48),
+}
+
+
+@pytest.mark.parametrize(("model", "n"), [(model, n) for model, sizes in _SIZES.items() for n in sizes])
 def bench_memory_of_connectivity(benchmark: BenchmarkFixture, model: str, n: int, smoke: bool) -> None:
     """Memory beyond the model and the float32 matrix."""
-    if model.endswith("(generic)"):
-        n //= 4
-    n = n // 32 if smoke else n
+    n = max(8, n // 32) if smoke else n
     script = _MEMORY.format(model=_MODELS[model], n=n, call="connectivity", options="", itemsize=4)
     found = benchmark.pedantic(child, (script,), rounds=1)
     RATIOS.append(

@@ -57,15 +57,17 @@ def paper(
             f"Training took {run.training:.0f} s, and {len(run.rows)} measurements took {run.measuring:.0f} s. "
             f"Written to {folder}: history.csv, figure.png, connectivity.png."
         )
+        if run.interrupted:
+            raise typer.Exit(130)
 
 
 @app.command()
 def doctor() -> None:
     """Print versions, what the processor can do, and which backends run here, or why one can't."""
     print(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}")
-    for package in ("lmn", "torch", "numpy", "numba", "triton"):
+    for package in ("lmn", "torch", "numpy", "numba", "matplotlib", "scikit-learn"):
         print(f"{package:<12} {_version(package)}")
-    print(f"{'C++ core':<12} {instruction_sets()[0]} of {', '.join(instruction_sets())}; {torch.get_num_threads()} threads")
+    print(f"{'C++ core':<12} runs its {instruction_sets()[0]} kernels; {torch.get_num_threads()} threads")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
     print(f"{'GPU':<12} {gpu}")
     for operation, backends in available_backends().items():

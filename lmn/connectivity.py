@@ -20,7 +20,7 @@ from lmn.kernels.connectivity.problem import Chain, Layer, Problem
 from lmn.lowering import Affine, ChainStep, NotAChain
 from lmn.network import Network, Select, batch_size, unwrapped
 
-_PANEL_BYTES = 1 << 25  # of what is kept of samples besides the matrix
+_PANEL_BYTES = 1 << 24  # of what is kept of samples besides the matrix
 _SMALLEST_PANEL, _LARGEST_PANEL = 16, 512  # samples
 _CHAIN_BATCH = 256  # samples that are run through a chain at a time
 _WIDEST_DIAGONAL = 2048  # values: a scaling between two activations is given to the kernels as a matrix

@@ -40,7 +40,8 @@ def measure(
     Parameters
     ----------
     model : nn.Module
-        Any module with one tensor as input. It is run in evaluation mode and left as it was, also when this fails.
+        Any module with one tensor as input. It is run in evaluation mode and left as it was, also when this fails. Its forward
+        hooks run, as in any forward pass. It must not be trained by another thread meanwhile.
     grid : Tensor or ndarray of shape (n_points, ...), or the result of lmn.box, lmn.plane or lmn.line
         The model's inputs, of any dtype that it takes. A tensor must have the model's dtype and device where it is floating;
         an array and a regular grid are converted to them.
@@ -51,7 +52,7 @@ def measure(
         What to measure. Default: all.
     select : callable, optional
         Picks a tensor with the batch first from the model's output, e.g. ``lambda out: out.logits[:, -1]``. Not needed for
-        a tensor, or an output with ``.logits``.
+        a tensor, or an output with ``.logits`` or the key "logits".
     backend : {"auto", "cpp", "numba", "torch", "reference"}
         What computes it; see :func:`lmn.available_backends`. A backend that is named is used or raises.
     m : int, at least 3
@@ -64,7 +65,7 @@ def measure(
     connectivity : bool
         Keep the connectivity matrix in the result.
     threads : int, optional
-        CPU threads; default ``torch.get_num_threads()``. The result's bits do not depend on it.
+        CPU threads; default ``torch.get_num_threads()``. The bits of the C++ and Numba kernels' results do not depend on it.
     progress : bool
         Show a progress bar for what takes over a second.
 

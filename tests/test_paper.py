@@ -186,6 +186,29 @@ def test_the_command_writes_its_files(tmp_path: Path) -> None:
     assert "Memorisation (100 % training accuracy) was first measured at step 120" in result.output
 
 
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, left = lmn.measure, 2
+
+    def interrupted(*arguments: object, **options: object) -> lmn.Measurement:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return measure(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("lmn.paper.train.measure", interrupted)
+    result = CliRunner().invoke(app, ["paper", "s4", "--steps", "40", "--every", "10", "--out", str(tmp_path)])
+    assert result.exit_code == 130
+    assert "interrupted after step 10" in result.output
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 3
+    assert (tmp_path / "figure.png").exists()
+
+
+def test_a_long_table_says_what_it_leaves_out() -> None:
+    table = analysis.table(run_of(lmn=[float(x) for x in range(80)]))
+    assert "(1 in 3 of 80 measurements; all are in history.csv)" in table
+
+
 def test_the_command_asks_for_what_draws_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "find_spec", lambda name: None if name == "sklearn" else name)
     result = CliRunner().invoke(app, ["paper", "s4", "--out", str(tmp_path / "new")])

@@ -6,6 +6,9 @@ interior points are all that is run.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -21,7 +24,7 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
     pairs = problem.pairs
     out.fill_diagonal_(1)
     single = problem.samples.dtype == torch.float32
-    with torch.no_grad():
+    with torch.no_grad(), _threads(problem.threads):
         runner = _Runner(problem, problem.samples)
         again = _Runner(problem, problem.samples.double()) if single and problem.double else None
         redone = 0
@@ -41,6 +44,16 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
                     out[i[these], j[these]] = out[j[these], i[these]] = r2.to(out.dtype)
             progress(count)
     return redone
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _extreme(y: Tensor) -> Tensor | None:

@@ -13,7 +13,7 @@ from lmn.paper.train import Run
 Array = np.ndarray[Any, Any]
 
 _HEADS = ("step", "LMN", "L2 norm", "train loss", "test loss", "train acc", "test acc")
-_MOST_ROWS = 18
+_MOST_ROWS = 35
 _MOST_TURNS = 6
 UNDERFLOW = 2 * float(np.finfo(np.float32).eps)  # nats
 
@@ -95,7 +95,7 @@ def underflowed(run: Run) -> int | None:
 
 
 def table(run: Run) -> str:
-    """The rows of a run, thinned to what fits on a screen; those of which the summary speaks are kept."""
+    """The rows of a run, where they are many every so many; those of which the summary speaks are kept."""
     remarks: dict[int, list[str]] = {0: ["start"]}
     for index, remark in (
         (_highest(run), "highest LMN"),
@@ -104,10 +104,9 @@ def table(run: Run) -> str:
     ):
         if index is not None:
             remarks.setdefault(index, []).append(remark)
-    n = len(run.rows)
-    even = np.linspace(0, n - 1, min(n, _MOST_ROWS - len(remarks))).round().astype(int)
+    n, stride = len(run.rows), -(-len(run.rows) // _MOST_ROWS)
     lines = ["  ".join(f"{head:>10}" for head in _HEADS)]
-    for index in sorted({*remarks, *even.tolist()}):
+    for index in sorted({*remarks, *range(0, n, stride), n - 1}):
         row = run.rows[index]
         cells = (
             f"{row.step}",
@@ -116,6 +115,8 @@ def table(run: Run) -> str:
             *(f"{value:.1%}" for value in (row.train_accuracy, row.test_accuracy)),
         )
         lines.append("  ".join([*(f"{cell:>10}" for cell in cells), ", ".join(remarks.get(index, []))]).rstrip())
+    if stride > 1:
+        lines.append(f"(1 in {stride} of {n} measurements; all are in history.csv)")
     return "\n".join(lines)
 
 

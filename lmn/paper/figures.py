@@ -44,7 +44,7 @@ def curves(run: Run, path: Path) -> None:
         _draw_curves(over_steps, run)
         _draw_loss(against_lmn, run, "lmn", "LMN", _LMN_COLOUR)
         _draw_loss(against_l2, run, "l2_norm", "L2 norm", _L2_COLOUR)
-        figure.suptitle(run.task.title)
+        figure.suptitle(f"{run.task.title}, seed {run.seed}")
         against_lmn.set_ylabel("test loss (nats)")
         against_lmn.legend(loc="upper left", fontsize="small", handletextpad=0.1)
         figure.savefig(path, dpi=_DPI)
@@ -60,11 +60,15 @@ def connectivities(run: Run, path: Path) -> None:
         n = len(run.snapshots)
         figure = Figure(figsize=(4.2 * n, 7), layout="constrained")
         FigureCanvasAgg(figure)
+        orders = [clustered(snapshot.connectivity) for snapshot in run.snapshots]
+        # One scale for all, to compare by; a few pairs lie far below, and would take the contrast from the others.
+        low = min(float(np.quantile(snapshot.connectivity, 0.005)) for snapshot in run.snapshots)
         panels = figure.subplots(2, n, squeeze=False, sharey="row", height_ratios=(1.3, 1))
-        for snapshot, above, below in zip(run.snapshots, *panels, strict=True):
-            _draw_matrix(figure, above, snapshot)
+        for snapshot, order, above, below in zip(run.snapshots, orders, *panels, strict=True):
+            image = _draw_matrix(above, snapshot, order, low)
             _draw_spectrum(below, snapshot)
-        panels[0, 0].set_ylabel("training sample, by cluster")
+        figure.colorbar(image, ax=list(panels[0]), extend="min", shrink=0.85)
+        panels[0, 0].set_ylabel("training sample, by this panel's clusters")
         panels[1, 0].set_ylabel("eigenvalue")
         figure.suptitle(f"{run.task.title}: linear connectivity")
         figure.savefig(path, dpi=_DPI)
@@ -116,18 +120,19 @@ def _draw_loss(axes: Any, run: Run, column: str, label: str, colour: str) -> Non
     axes.plot(x, loss, color="#cccccc", linewidth=0.8, zorder=1)  # the path that the run took
     for phase, phase_colour in _PHASE_COLOURS.items():
         chosen = phase_of_row == phase
+        if not chosen.any():
+            continue
         axes.scatter(x[chosen], loss[chosen], s=12, color=phase_colour, label=phase.name.lower(), zorder=2)
     axes.set_xlabel(label, color=colour)
+    axes.ticklabel_format(useOffset=False)
 
 
-def _draw_matrix(figure: Any, axes: Any, snapshot: Snapshot) -> None:
-    order = clustered(snapshot.connectivity)
+def _draw_matrix(axes: Any, snapshot: Snapshot, order: Array, low: float) -> Any:
     matrix = snapshot.connectivity[np.ix_(order, order)]
-    low = np.quantile(matrix, 0.005)  # a few pairs lie far below, and would take the contrast from the others
     image = axes.imshow(matrix, vmin=low, vmax=1, cmap="magma", interpolation="nearest")
-    figure.colorbar(image, ax=axes, extend="min", shrink=0.85)
     axes.set_title(f"{snapshot.name}\nstep {snapshot.step}, LMN {snapshot.lmn:.1f}", fontsize="medium")
     axes.tick_params(labelsize="small")
+    return image
 
 
 def _draw_spectrum(axes: Any, snapshot: Snapshot) -> None:

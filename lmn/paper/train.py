@@ -75,6 +75,8 @@ class Run:
         What went wrong.
     training, measuring : float
         Seconds.
+    interrupted : bool
+        By Ctrl-C: the rows are those until then.
     """
 
     task: Task
@@ -84,6 +86,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     training: float = 0.0
     measuring: float = 0.0
+    interrupted: bool = False
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
         """One column of the rows, shape (n_rows,), float64."""
@@ -136,6 +139,18 @@ def train(task: Task, *, seed: int = 0, steps: int = 20000, every: int = 200, pr
     """
     _check(seed, steps, every)
     run = Run(task, seed)
+    try:
+        _train(run, steps, every, progress)
+    except KeyboardInterrupt:
+        if not run.rows:
+            raise
+        run.interrupted = True
+        run.notes.append(f"The training was interrupted after step {run.rows[-1].step}.")
+    return run
+
+
+def _train(run: Run, steps: int, every: int, progress: bool) -> None:
+    task, seed = run.task, run.seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = network(task.n_tokens)
@@ -157,7 +172,6 @@ def train(task: Task, *, seed: int = 0, steps: int = 20000, every: int = 200, pr
                 if not np.isfinite(row.l2_norm):
                     run.notes.append(f"The training diverged: at step {stop} the parameters were not finite, and it stopped.")
                     break
-    return run
 
 
 def _measure(run: Run, model: nn.Module, training: Pairs, test: Pairs, *, step: int = 0, last: bool) -> Row:

@@ -1,0 +1,5 @@
+"""python -m lmn."""
+
+from lmn.cli import app
+
+app()
