@@ -22,8 +22,8 @@ def squared_correlation(y: Tensor, lam: Tensor) -> Tensor:
 
 
 def of_pairs(tail: Tail, a: Tensor, b: Tensor, lam: Tensor) -> Tensor:
-    """r² of the pairs (a_p, b_p): two tensors of shape (n_pairs, n_hidden)."""
-    path = a[:, None] + lam[None, :, None] * (b - a)[:, None]
+    """r² of the pairs (a_p, b_p): two tensors of shape (n_pairs, ...)."""
+    path = a[:, None] + lam.reshape(1, -1, *[1] * (a.ndim - 1)) * (b - a)[:, None]
     return squared_correlation(tail(path.flatten(0, 1)).unflatten(0, path.shape[:2]), lam)
 
 

@@ -89,7 +89,8 @@ def check(got: Tensor, tail: nn.Module, h: Tensor, function: Callable[[nn.Module
     tail.float()
     tolerance = 1e-5 if name in LMN else 1e-3  # the baselines lose digits where an output hardly moves
     torch.testing.assert_close(function(tail, part).double(), expected, rtol=0, atol=tolerance)
-    torch.testing.assert_close(got, by_lmn(tail, h), rtol=0, atol=tolerance)
+    another = by_numba if name == "lmn" else by_lmn
+    torch.testing.assert_close(got, another(tail, h), rtol=0, atol=tolerance)
 
 
 LMN = {"lmn": by_lmn, "lmn numba": by_numba, "lmn generic": by_generic}
@@ -133,6 +134,63 @@ def bench_768(benchmark: BenchmarkFixture, case: str, name: str, threads: int, s
             + f"; library's arithmetic limit {by_library:.3f} s = {by_library / seconds:.0%}"
             + f"; multiply-adds alone {hard:.3f} s = {hard / seconds:.0%}"
         )
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(64, 128), nn.Linear(128, 10)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(128, 128), nn.GELU(), nn.Linear(128, 128)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.head(h)
+
+
+def convolutions() -> nn.Module:
+    layers = (nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3), nn.ReLU())
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+
+
+def transformer() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True, activation=nn.functional.gelu)
+    return nn.Sequential(layer, nn.Flatten(), nn.Linear(8 * 32, 10))
+
+
+# What is no chain: models, the shape of a sample, how many samples.
+GENERIC = {
+    "residual MLP": (Residual, (64,), 256),
+    "convolutions": (convolutions, (1, 14, 14), 96),
+    "transformer": (transformer, (8, 32), 96),
+}
+
+
+@pytest.mark.parametrize("name", ["eager", "lmn"])
+@pytest.mark.parametrize("model", GENERIC)
+def bench_generic(benchmark: BenchmarkFixture, model: str, name: str, threads: int, smoke: bool) -> None:
+    """Models that are no chain: the generic path against eager PyTorch in its best chunk."""
+    torch.manual_seed(0)
+    build, shape, n = GENERIC[model]
+    tail = build().eval().requires_grad_(False)
+    h = torch.randn(12 if smoke else n, *shape)
+    benchmark.group = f"{model}, {threads} thread(s)"
+    with torch.no_grad():
+        if name == "lmn":
+            run = by_lmn
+        else:
+            chunk = baselines.best_chunk(lambda part, size: baselines.chunked(tail, part, size, M), h, (2, 8, 32, 128, 512))
+            run = lambda tail, h: baselines.chunked(tail, h, chunk, M)  # noqa: E731
+        got = benchmark.pedantic(run, (tail, h), rounds=2, warmup_rounds=1)
+        expected = lmn.connectivity(tail.double(), h[:12].double(), backend="reference", progress=False)
+        tail.float()
+    torch.testing.assert_close(got[:12, :12].double(), expected, rtol=0, atol=1e-5 if name == "lmn" else 1e-3)
+    if benchmark.stats is not None:
+        MEASURED[model, threads, name] = benchmark.stats.stats.min
+        if name == "lmn":
+            eager = MEASURED.get((model, threads, "eager"), float("nan"))
+            RATIOS.append(f"{model}, {threads} thread(s): lmn {benchmark.stats.stats.min:.2f} s; eager {eager:.2f} s")
 
 
 @pytest.mark.parametrize("n", [256, 768, 2048])

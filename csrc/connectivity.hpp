@@ -63,5 +63,4 @@ struct Kernel {
     float (*multiply_adds)(int64_t count, int64_t* flop);
 };
 
-
 }  // namespace lmn

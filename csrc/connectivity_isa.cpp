@@ -28,11 +28,11 @@ const LayerArrays<T>& arrays_of(const Layer& layer) {
 // One sample i against kLanes samples j, for one layer: end points of the segments, and of the cores along them.
 template <class T>
 struct Ends {
-    double* exact;  // [unit] z of sample i
-    T* z;       // [unit] the same, rounded
-    T* core;    // [unit] core(z) of sample i
-    T* dz;      // [unit][lane] z of sample j minus z of sample i
-    T* dcore;   // [unit][lane]
+    double* exact;   // [unit] z of sample i
+    T* z;            // [unit] the same, rounded
+    T* core;         // [unit] core(z) of sample i
+    T* dz;           // [unit][lane] z of sample j minus z of sample i
+    T* dcore;        // [unit][lane]
     const T* scale;  // [unit] of the core in the activation
     const T* slope;  // [unit] of the activation's affine part
 };
@@ -83,8 +83,8 @@ int64_t scratch_bytes(const Chain& chain) {
 
 template <class T>
 struct Steps {
-    T t[kMaxBlockSteps];         // in (0, 1)
-    T centred[kMaxBlockSteps];   // t - 1/2
+    T t[kMaxBlockSteps];        // in (0, 1)
+    T centred[kMaxBlockSteps];  // t - 1/2
 };
 
 // The deviation of the activation from its chord, where its argument deviates by shift (nowhere in the first layer):

@@ -28,6 +28,8 @@ class Backend:
         Packages that must be installed.
     automatic : bool
         Whether ``backend="auto"`` may pick it.
+    takes_chains : bool
+        Whether it computes from a chain's arrays, and not by running the tail.
     """
 
     name: str
@@ -35,10 +37,7 @@ class Backend:
     declines: Supports
     requires: tuple[str, ...] = ()
     automatic: bool = True
-
-    @property
-    def takes_chains(self) -> bool:
-        return self.declines is _chain_only
+    takes_chains: bool = False
 
     def missing(self) -> str:
         """Why this machine can't run it, or ""."""
@@ -67,8 +66,8 @@ _CONNECTIVITY = "lmn.kernels.connectivity."
 # Best first: "auto" takes the first that this machine has and that does not decline.
 REGISTRY: dict[str, tuple[Backend, ...]] = {
     "connectivity": (
-        Backend("cpp", _CONNECTIVITY + "cpp", _chain_only),
-        Backend("numba", _CONNECTIVITY + "numba_cpu", _chain_only, requires=("numba",)),
+        Backend("cpp", _CONNECTIVITY + "cpp", _chain_only, takes_chains=True),
+        Backend("numba", _CONNECTIVITY + "numba_cpu", _chain_only, requires=("numba",), takes_chains=True),
         Backend("torch", _CONNECTIVITY + "torch_eager", _any),
         Backend("reference", _CONNECTIVITY + "reference", _float64, automatic=False),
     ),

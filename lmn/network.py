@@ -65,7 +65,6 @@ class Network:
     def __init__(self, model: nn.Module, example: Tensor, tap: str | None = None, select: Select | None = None) -> None:
         self.model = unwrapped(model)
         self.tap = tap or None
-        self.select = select
         _check_can_run(self.model)
         if select is not None and not callable(select):
             raise LmnError(f"select= is a function of the model's output, e.g. lambda out: out[0]; got {select!r}.")
