@@ -150,3 +150,10 @@ def test_too_many_regions_are_given_up() -> None:
     found = cpp.regions(Problem(9 * first, c, np.abs(c) + 9 * np.abs(first).sum(1), layers, False, False, 1000, 2))
     assert not found.complete
     assert found.n_regions >= 1000
+
+
+@pytest.mark.parametrize(("limit", "complete"), [(101, True), (100, False), (60, False)])
+def test_the_limit_on_regions_is_exact(limit: int, complete: bool) -> None:
+    (first, c), *rest = weights_of("random_16x16")  # 101 regions
+    layers = tuple(PieceLayer(pieces(activation("relu"), w.shape[1]), w, b) for w, b in rest)
+    assert cpp.regions(Problem(first, c, np.abs(c), layers, False, False, limit, 2)).complete is complete
