@@ -11,6 +11,7 @@ alone at the machine's multiply-add rate.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -181,7 +182,7 @@ def bench_generic(benchmark: BenchmarkFixture, model: str, name: str, threads: i
             run = by_lmn
         else:
             chunk = baselines.best_chunk(lambda part, size: baselines.chunked(tail, part, size, M), h, (2, 8, 32, 128, 512))
-            run = lambda tail, h: baselines.chunked(tail, h, chunk, M)  # noqa: E731
+            run = functools.partial(baselines.chunked, chunk=chunk)
         got = benchmark.pedantic(run, (tail, h), rounds=2, warmup_rounds=1)
         expected = lmn.connectivity(tail.double(), h[:12].double(), backend="reference", progress=False)
         tail.float()

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lmn.backends import check_name, choose
+from lmn.chain import ChainPlan, chain_plan
 from lmn.errors import LmnError, whole_number
 from lmn.grid import RegularGrid, Samples, as_grid
-from lmn.kernels.activations import Activation, activation
 from lmn.kernels.connectivity.pairs import Pairs
-from lmn.kernels.connectivity.problem import Chain, Layer, Problem
-from lmn.lowering import Affine, ChainStep, NotAChain
+from lmn.kernels.connectivity.problem import Problem
+from lmn.lowering import NotAChain
 from lmn.network import Network, Select, batch_size, unwrapped
 
 _PANEL_BYTES = 1 << 24  # of what is kept of samples besides the matrix
 _SMALLEST_PANEL, _LARGEST_PANEL = 16, 512  # samples
-_CHAIN_BATCH = 256  # samples that are run through a chain at a time
-_WIDEST_DIAGONAL = 2048  # values: a scaling between two activations is given to the kernels as a matrix
 
 
 def connectivity(
@@ -73,8 +70,7 @@ class Subject:
             raise LmnError(f"the model is {type(model).__name__}; give a torch.nn.Module.")
         self.grid = grid
         like = _like(unwrapped(model))
-        spread = torch.linspace(0, grid.n_points - 1, min(8, grid.n_points), dtype=torch.float64).long()
-        example = grid.at(spread, like)
+        example = grid.at(spread(grid.n_points), like)
         if tap is None and not example.is_floating_point():
             raise LmnError(
                 f"the samples are of dtype {example.dtype} and have no points between them; name the submodule whose output is "
@@ -108,6 +104,11 @@ class Subject:
         return h if h.dtype == torch.float64 else h.float()
 
 
+def spread(n: int) -> Tensor:
+    """A few indices out of n, from the first to the last: samples to check by."""
+    return torch.linspace(0, n - 1, min(8, n), dtype=torch.float64).long()
+
+
 @dataclass(frozen=True, eq=False)
 class Computed:
     """A connectivity matrix and how it came about."""
@@ -136,7 +137,9 @@ def compute(
     threads = torch.get_num_threads() if threads is None else whole_number(threads, "threads", 1)
     indices = torch.arange(subject.grid.n_points) if indices is None else indices
     n, first_problem = len(indices), None
-    pieces = indices.split(_panel(subject, indices, m))
+    example = subject.samples(indices[spread(n)])
+    planned = chain_plan(subject.network, example)
+    pieces = indices.split(_panel(subject.network, planned, example, n))
     redone = 0
     with tqdm(
         total=len(Pairs(n)), desc="connectivity", unit="pair", unit_scale=True, delay=1, leave=False, disable=not progress
@@ -144,7 +147,7 @@ def compute(
         for a, rows in enumerate(pieces):
             for b, columns in enumerate(pieces[a:], a):
                 h = subject.samples(rows if a == b else torch.cat([rows, columns]))
-                problem, found_notes = plan(subject.network, h, m, threads, None if a == b else len(rows))
+                problem, found_notes = plan(subject.network, planned, h, m, threads, None if a == b else len(rows))
                 if first_problem is None:
                     first_problem, notes = problem, found_notes
                     out, chosen = _empty(n, dtype or h.dtype, h.device), choose("connectivity", backend, problem)
@@ -163,17 +166,15 @@ def compute(
     return Computed(out, chosen.name, path, str(computed_in).removeprefix("torch."), redone, notes)
 
 
-def _panel(subject: Subject, indices: Tensor, m: int) -> int:
+def _panel(network: Network, planned: ChainPlan | NotAChain, example: Tensor, n: int) -> int:
     """How many samples to hold what they need of at a time: all of them, or parts of which every pair is done in turn."""
-    if len(indices) <= _SMALLEST_PANEL:
-        return len(indices)
-    problem, _ = plan(subject.network, subject.samples(indices[:2]), m, 1)
-    values = problem.samples[0].numel() + problem.y.shape[1]
-    values += len(problem.chain.z) + problem.y.shape[1] if problem.chain is not None else values
-    bytes_a_sample = 8 * values
-    if len(indices) * bytes_a_sample <= _PANEL_BYTES:
-        return len(indices)
-    return max(_SMALLEST_PANEL, min(_LARGEST_PANEL, _PANEL_BYTES // (2 * bytes_a_sample)))
+    if isinstance(planned, ChainPlan):
+        values = example[0].numel() + planned.n_units + 2 * planned.n_out
+    else:
+        values = 2 * (example[0].numel() + network.tail(example[:1].clone()).shape[1])
+    if n <= _SMALLEST_PANEL or n * 8 * values <= _PANEL_BYTES:
+        return n
+    return max(_SMALLEST_PANEL, min(_LARGEST_PANEL, _PANEL_BYTES // (2 * 8 * values)))
 
 
 def _empty(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -193,18 +194,12 @@ def _place(part: Tensor, out: Tensor, row: int, column: int, n_rows: int) -> Non
     out[column : column + block.shape[1], row : row + n_rows] = block.T
 
 
-def plan(network: Network, h: Tensor, m: int, threads: int, n_rows: int | None = None) -> tuple[Problem, tuple[str, ...]]:
+def plan(
+    network: Network, planned: ChainPlan | NotAChain, h: Tensor, m: int, threads: int, n_rows: int | None = None
+) -> tuple[Problem, tuple[str, ...]]:
     """The problem for the kernels, and what to tell the reader."""
     notes: list[str] = []
-    chain, why = None, ""
-    steps = network.chain() if h.device.type == "cpu" else NotAChain(f"the samples are on {h.device.type}")
-    assembled = steps if isinstance(steps, NotAChain) else _assembled(steps, h.flatten(1))
-    if isinstance(assembled, Chain) and not _agrees(assembled, network, h):
-        assembled = NotAChain("as one it gives other outputs than the model")
-    if isinstance(assembled, NotAChain):
-        why = assembled.why
-    else:
-        chain = assembled
+    chain, why = (None, planned.why) if isinstance(planned, NotAChain) else (planned.over(h.flatten(1)), "")
     if network.path == "whole model":
         notes.append(f"the model was run whole, with the tap's output substituted: it could not be traced ({network.why})")
     double = not network.single_inside
@@ -219,105 +214,6 @@ def plan(network: Network, h: Tensor, m: int, threads: int, n_rows: int | None =
         raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
     problem = Problem(h, network.tail, y, m, chain, why, network.widest, double, threads, batch_size(network.widest), n_rows)
     return problem, tuple(notes)
-
-
-def _assembled(steps: list[ChainStep], h: Tensor) -> Chain | NotAChain:
-    """The chain for the kernels: the first affine maps applied to the samples, exactly one between two activations.
-
-    Parameters
-    ----------
-    h : Tensor of shape (n_points, n_in)
-    """
-    layers: list[tuple[int, Activation, np.ndarray[Any, Any] | None]] = []  # units, activation, weight after it
-    taken: dict[int, int] = {}  # before which step a layer's pre-activations stand → which layer
-    start: tuple[int, Activation] | None = None  # the open layer: units, activation
-    affine: Affine | None = None  # and the affine map after it, so far
-    width = h.shape[1]
-
-    def close() -> None:
-        assert start is not None
-        layers.append((*start, affine.dense.numpy() if affine is not None else None))
-
-    for index, step in enumerate(steps):
-        if isinstance(step, Activation):
-            if start is not None:
-                affine = affine or Affine(torch.ones(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
-                if affine.diagonal and width > _WIDEST_DIAGONAL:
-                    return NotAChain(f"a scaling of {width} values stands between two activations")
-                close()
-            start, affine = (width, step), None
-            taken[index] = len(layers)
-            continue
-        if start is not None:
-            if affine is not None and _composition_costs_more(affine, step):
-                close()
-                start, affine = (width, activation("identity")), step
-                taken[index] = len(layers)
-            else:
-                affine = step if affine is None else affine.then(step)
-        width = len(step.bias)
-    if start is not None:
-        if affine is None and not start[1].piecewise_linear:
-            return NotAChain(f"it ends in {start[1].name}, whose saturated values only torch's own function has to all digits")
-        close()
-    return _filled(steps, h, layers, taken, width)
-
-
-def _filled(
-    steps: list[ChainStep],
-    h: Tensor,
-    layers: list[tuple[int, Activation, np.ndarray[Any, Any] | None]],
-    taken: dict[int, int],
-    n_out: int,
-) -> Chain:
-    """Run the samples through the steps, some at a time, and keep what the layers take of them."""
-    stops = np.cumsum([units for units, _, _ in layers], dtype=np.int64)
-    starts = stops - [units for units, _, _ in layers]
-    z, y = np.empty((int(stops[-1]) if layers else 0, len(h))), np.empty((n_out, len(h)))
-    for first in range(0, len(h), _CHAIN_BATCH):
-        batch = slice(first, first + _CHAIN_BATCH)
-        x = h[batch].double()
-        for index, step in enumerate(steps):
-            if index in taken:
-                z[starts[taken[index]] : stops[taken[index]], batch] = x.numpy().T
-            x = step(x) if isinstance(step, Affine) else step.function(x)
-        y[:, batch] = x.numpy().T
-    scale = _unit_scale(y)
-    y *= scale[:, None]
-    if layers:
-        units, last, weight = layers[-1]
-        if weight is not None:
-            layers[-1] = (units, last, weight * scale[:, None])
-        else:
-            core, slope = last.by_unit(units)
-            layers[-1] = (units, replace(last, scale=core * scale, slope=slope * scale), None)
-    pieces = zip(starts, stops, layers, strict=True)
-    return Chain(tuple(Layer(z[a:b], act, weight) for a, b, (_, act, weight) in pieces), z, y, scale)
-
-
-def _unit_scale(y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Powers of two that bring outputs, shape (n_out, n_points), to sizes about 1, so that float32 holds their squares."""
-    size = np.abs(y - y[:, :1]).max(axis=1)
-    usable = (size > 0) & np.isfinite(size)
-    scale: np.ndarray[Any, Any] = np.exp2(-np.round(np.log2(size, where=usable, out=np.zeros_like(size))))
-    return scale
-
-
-def _agrees(chain: Chain, network: Network, h: Tensor) -> bool:
-    """Whether a chain gives the model's outputs at some samples: what it was read from may do more than was read."""
-    some = torch.linspace(0, len(h) - 1, min(8, len(h)), dtype=torch.float64).long()
-    y, expected = torch.from_numpy(chain.outputs).T[some], network.tail(h[some].clone()).double()
-    size = expected.abs().amax()
-    return bool(torch.isclose(y, expected, rtol=1e-3, atol=1e-3 * float(size)).all()) or not bool(
-        torch.isfinite(expected).all()
-    )
-
-
-def _composition_costs_more(first: Affine, second: Affine) -> bool:
-    """Whether the product of two maps has more entries than the two together: a bottleneck."""
-    if first.diagonal or second.diagonal:
-        return False
-    return len(second.weight) * first.weight.shape[1] > first.weight.numel() + second.weight.numel()
 
 
 def _like(model: nn.Module) -> Tensor | None:

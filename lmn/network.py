@@ -472,12 +472,10 @@ def _submodule(model: nn.Module, tap: str | None) -> nn.Module | None:
     if not isinstance(tap, str):
         raise LmnError(f"tap is the name of a submodule, as in model.named_modules(); got {type(tap).__name__}.")
     modules: dict[str, nn.Module] = dict(unwrapped(model).named_modules(remove_duplicate=False))
+    by_any_name: dict[str, nn.Module] = {**dict(model.named_modules(remove_duplicate=False)), **modules}
+    if tap in by_any_name and tap != "":
+        return by_any_name[tap]
     modules.pop("", None)
-    wrapped: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
-    if tap not in modules and tap in wrapped:
-        return wrapped[tap]
-    if tap in modules:
-        return modules[tap]
     close = difflib.get_close_matches(tap, modules, n=5, cutoff=0.3)
     found = "close names" if close else "there are"
     names = ", ".join(repr(name) for name in close or list(modules)[:8]) or "none: the model has no submodules"

@@ -266,5 +266,7 @@ def test_two_equal_samples() -> None:
 def test_several_outputs_of_a_position() -> None:
     torch.manual_seed(0)
     tokens = torch.randint(12, (5, 3))
-    measured = measure(Transformer(), tokens, tap="embedding")  # all positions: 3 * 12 outputs
+    model = Transformer()
+    measured = measure(model, tokens, tap="embedding")  # all positions: 3 * 12 outputs
     assert 1 <= measured.lmn <= 5
+    assert measured.lmn == pytest.approx(measure(model, tokens, tap="embedding", backend="reference").lmn, rel=1e-3)

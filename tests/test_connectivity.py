@@ -11,6 +11,7 @@ from torch import nn
 
 import lmn
 from lmn import _core
+from lmn.chain import chain_plan
 from lmn.connectivity import Subject, plan
 from lmn.grid import as_grid
 from lmn.kernels.activations import ACTIVATIONS, activation
@@ -143,7 +144,8 @@ def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
     torch.manual_seed(6)
     model, x = network("gelu", 33, 7, depth=2).to(dtype), torch.randn(21, 4, dtype=dtype)
     with Subject(model, as_grid(x)) as subject:
-        problem, _ = plan(subject.network, subject.samples(torch.arange(21)), 21, 2)
+        h = subject.samples(torch.arange(21))
+        problem, _ = plan(subject.network, chain_plan(subject.network, h), h, 21, 2)
         got = torch.full((21, 21), torch.nan, dtype=dtype)
         cpp.connectivity_on(problem, got, lambda _: None, isa)
     expected = lmn.connectivity(model, x, backend="reference", progress=False)

@@ -106,7 +106,11 @@ def test_a_diverged_run_stops_and_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"steps": 0}, "steps is .* at least 1; got 0"), ({"every": 0}, "every is .* got 0"), ({"seed": -1}, "seed is .* got -1")],
+    [
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"every": 0}, "every, .* must be at least 1; got 0"),
+        ({"seed": -1}, "seed is .* got -1"),
+    ],
 )
 def test_bad_options(options: dict[str, int], message: str) -> None:
     with pytest.raises(lmn.LmnError, match=message):

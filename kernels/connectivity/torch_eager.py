@@ -6,13 +6,11 @@ interior points are all that is run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
 from lmn.kernels.connectivity.problem import CONSTANT, TOLERANCE, Problem, Progress
+from lmn.kernels.threads import torch_threads
 
 _CACHE_BYTES = 3 << 19  # of a chunk's widest intermediate result, a core: fastest for 100 to 6,000 values a sample
 _GPU_BYTES = 1 << 28
@@ -24,7 +22,7 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
     pairs = problem.pairs
     out.fill_diagonal_(1)
     single = problem.samples.dtype == torch.float32
-    with torch.no_grad(), _threads(problem.threads):
+    with torch.no_grad(), torch_threads(problem.threads):
         runner = _Runner(problem, problem.samples)
         again = _Runner(problem, problem.samples.double()) if single and problem.double else None
         redone = 0
@@ -44,16 +42,6 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
                     out[i[these], j[these]] = out[j[these], i[these]] = r2.to(out.dtype)
             progress(count)
     return redone
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _extreme(y: Tensor) -> Tensor | None:

@@ -5,6 +5,8 @@ Figures are drawn on canvases of their own, in matplotlib's default style: no wi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,13 +35,7 @@ def check_installed() -> None:
 
 def curves(run: Run, path: Path) -> None:
     """Write Figure 2's panels: the curves over the steps; test loss against LMN and against the L2 norm, coloured by phase."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(matplotlib.rcParamsDefault):
-        figure = Figure(figsize=(11, 3.4), layout="constrained")
-        FigureCanvasAgg(figure)
+    with _written(path, (11, 3.4)) as figure:
         over_steps, against_lmn, against_l2 = figure.subplots(1, 3, width_ratios=(2.2, 1, 1))
         _draw_curves(over_steps, run)
         _draw_loss(against_lmn, run, "lmn", "LMN", _LMN_COLOUR)
@@ -47,19 +43,12 @@ def curves(run: Run, path: Path) -> None:
         figure.suptitle(f"{run.task.title}, seed {run.seed}")
         against_lmn.set_ylabel("test loss (nats)")
         against_lmn.legend(loc="upper left", fontsize="small", handletextpad=0.1)
-        figure.savefig(path, dpi=_DPI)
 
 
 def connectivities(run: Run, path: Path) -> None:
     """Write Figure 4's panels for each snapshot: the matrix, its rows ordered by spectral clustering, above its spectrum."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(matplotlib.rcParamsDefault):
-        n = len(run.snapshots)
-        figure = Figure(figsize=(4.2 * n, 7), layout="constrained")
-        FigureCanvasAgg(figure)
+    n = len(run.snapshots)
+    with _written(path, (4.2 * n, 7)) as figure:
         orders = [clustered(snapshot.connectivity) for snapshot in run.snapshots]
         # One scale for all, to compare by; a few pairs lie far below, and would take the contrast from the others.
         low = min(float(np.quantile(snapshot.connectivity, 0.005)) for snapshot in run.snapshots)
@@ -71,6 +60,19 @@ def connectivities(run: Run, path: Path) -> None:
         panels[0, 0].set_ylabel("training sample, by this panel's clusters")
         panels[1, 0].set_ylabel("eigenvalue")
         figure.suptitle(f"{run.task.title}: linear connectivity")
+
+
+@contextmanager
+def _written(path: Path, size: tuple[float, float]) -> Iterator[Any]:
+    """A figure to draw on, of a size in inches; written to a PNG file afterwards."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
         figure.savefig(path, dpi=_DPI)
 
 

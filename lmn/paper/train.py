@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lmn.errors import LmnError
+from lmn.errors import LmnError, whole_number
+from lmn.kernels.threads import torch_threads
 from lmn.measure import measure
 from lmn.paper.tasks import Pairs, Task, split
 
@@ -224,22 +224,14 @@ def _evaluate(model: nn.Module, pairs: Pairs) -> tuple[float, float]:
     return float(loss), int(n_right) / len(pairs)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> AbstractContextManager[None]:
     # A step is 1.5 ms of small products. A second thread saves a third of it on an idle machine, and makes it a hundred times
     # slower on a busy one, where the threads wait for each other.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return torch_threads(1)
 
 
 def _check(seed: int, steps: int, every: int) -> None:
     if not 0 <= seed < 2**32:
         raise LmnError(f"the seed is a whole number from 0 to 2**32 - 1; got {seed}.")
-    if steps < 1:
-        raise LmnError(f"steps is the number of training steps, at least 1; got {steps}.")
-    if every < 1:
-        raise LmnError(f"every is the number of steps between two measurements, at least 1; got {every}.")
+    whole_number(steps, "steps", 1)
+    whole_number(every, "every, the number of steps between two measurements,", 1)
