@@ -10,7 +10,7 @@ from typing import Any
 
 from lmn.errors import LmnError
 
-Supports = Callable[[Any], str]
+Supports = Callable[[Any], tuple[bool, str]]
 
 
 @dataclass(frozen=True)
@@ -22,21 +22,22 @@ class Backend:
     name : str
     module : str
         Where the function named after the operation is; imported when the backend is first used.
-    declines : callable
-        Given the operation's problem, why this backend can't do it, or "".
+    supports : callable
+        Given the operation's problem, whether this backend can do it, and why not.
+    priority : int
+        ``backend="auto"`` takes the one of the highest that this machine has and that supports the problem; one of 0 runs only
+        when it is named.
     requires : tuple of str
         Packages that must be installed.
-    automatic : bool
-        Whether ``backend="auto"`` may pick it.
     takes_chains : bool
         Whether it computes from a chain's arrays, and not by running the tail.
     """
 
     name: str
     module: str
-    declines: Supports
+    supports: Supports
+    priority: int
     requires: tuple[str, ...] = ()
-    automatic: bool = True
     takes_chains: bool = False
 
     def missing(self) -> str:
@@ -49,27 +50,26 @@ class Backend:
         return function
 
 
-def _any(_: Any) -> str:
-    return ""
+def _anything(_: Any) -> tuple[bool, str]:
+    return True, ""
 
 
-def _chain_only(problem: Any) -> str:
-    return "" if problem.chain is not None else f"it takes chains of affine maps and activations: {problem.why_no_chain}"
+def _chains(problem: Any) -> tuple[bool, str]:
+    return problem.chain is not None, f"it takes chains of affine maps and activations: {problem.why_no_chain}"
 
 
-def _float64(problem: Any) -> str:
-    return "" if problem.double else "the model can't be computed in float64"
+def _what_has_float64(problem: Any) -> tuple[bool, str]:
+    return problem.double, "the model can't be computed in float64"
 
 
 _CONNECTIVITY = "lmn.kernels.connectivity."
 
-# Best first: "auto" takes the first that this machine has and that does not decline.
 REGISTRY: dict[str, tuple[Backend, ...]] = {
     "connectivity": (
-        Backend("cpp", _CONNECTIVITY + "cpp", _chain_only, takes_chains=True),
-        Backend("numba", _CONNECTIVITY + "numba_cpu", _chain_only, requires=("numba",), takes_chains=True),
-        Backend("torch", _CONNECTIVITY + "torch_eager", _any),
-        Backend("reference", _CONNECTIVITY + "reference", _float64, automatic=False),
+        Backend("cpp", _CONNECTIVITY + "cpp", _chains, 30, takes_chains=True),
+        Backend("numba", _CONNECTIVITY + "numba_cpu", _chains, 20, requires=("numba",), takes_chains=True),
+        Backend("torch", _CONNECTIVITY + "torch_eager", _anything, 10),
+        Backend("reference", _CONNECTIVITY + "reference", _what_has_float64, 0),
     ),
 }
 
@@ -97,11 +97,12 @@ def choose(operation: str, name: str, problem: Any) -> Backend:
     """The backend to run; one that was named never falls back to another."""
     check_name(operation, name)
     reasons = []
-    for backend in REGISTRY[operation]:
-        if name not in ("auto", backend.name) or (name == "auto" and not backend.automatic):
+    for backend in sorted(REGISTRY[operation], key=lambda backend: -backend.priority):
+        if name != backend.name and (name != "auto" or backend.priority == 0):
             continue
-        reason = backend.missing() or backend.declines(problem)
-        if not reason:
+        missing = backend.missing()
+        supported, why = (False, missing) if missing else backend.supports(problem)
+        if supported:
             return backend
-        reasons.append(f"{backend.name}: {reason}")
+        reasons.append(f"{backend.name}: {why}")
     raise LmnError(f"backend {name!r} can't run this {operation} ({'; '.join(reasons)}); use backend='auto'.")

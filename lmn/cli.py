@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 import typer
 
-from lmn import available_backends
+from lmn import __version__, available_backends
 from lmn._core import instruction_sets
 from lmn.errors import LmnError
 from lmn.paper import TaskName
@@ -23,6 +23,19 @@ app = typer.Typer(
     help="Measure how complex the function inside a PyTorch network is.", no_args_is_help=True, add_completion=False,
     pretty_exceptions_enable=False,
 )  # fmt: skip
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lmn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and exit.")] = False,
+) -> None:
+    pass
 
 
 @app.command()

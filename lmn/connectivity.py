@@ -17,7 +17,9 @@ from lmn.grid import RegularGrid, Samples, as_grid
 from lmn.kernels.connectivity.pairs import Pairs
 from lmn.kernels.connectivity.problem import Problem
 from lmn.lowering import NotAChain
-from lmn.network import Network, Select, batch_size, unwrapped
+from lmn.network import Network, batch_size
+from lmn.selection import Select
+from lmn.submodules import unwrapped
 
 _PANEL_BYTES = 1 << 24  # of what is kept of samples besides the matrix
 _SMALLEST_PANEL, _LARGEST_PANEL = 16, 512  # samples

@@ -21,3 +21,9 @@ def whole_number(value: Any, name: str, least: int) -> int:
     if number < least:
         raise LmnError(f"{name} must be at least {least}; got {number}.")
     return number
+
+
+def in_short(error: Exception) -> str:
+    """Another library's error, in one line of an LmnError."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -14,7 +14,7 @@ from lmn.connectivity import Subject, compute
 from lmn.errors import LmnError, whole_number
 from lmn.grid import as_grid
 from lmn.measurement import Measurement
-from lmn.network import Select
+from lmn.selection import Select
 from lmn.spectrum import eigenvalues_in_place, nonlinear_complexity
 
 METRICS = ("lmn",)

@@ -3,6 +3,9 @@
 import importlib
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -119,12 +122,12 @@ def test_a_saturated_output_is_measured_by_its_own_size(backend: str, dtype: tor
     assert float(got[2, 3]) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
 def test_an_outlier_does_not_hide_the_others(backend: str) -> None:
     torch.manual_seed(21)
     model, x = network("silu", 17, 3).double(), torch.randn(9, 4).double()
     alone = lmn.connectivity(model, x, backend=backend, progress=False)
-    with_outlier = lmn.connectivity(model, torch.cat([x, 1e12 * x[:1]]), backend=backend, progress=False)
+    with_outlier = lmn.connectivity(model, torch.cat([x, 1e14 * x[:1]]), backend=backend, progress=False)
     torch.testing.assert_close(with_outlier[:9, :9], alone, rtol=0, atol=1e-9)
 
 
@@ -330,3 +333,29 @@ def test_the_tap_at_the_activation_is_the_tap_after_the_next_linear() -> None:
     model, pairs = trained_paper_network(4000)
     one, other = (lmn.measure(model.double(), pairs[:100], tap=tap, progress=False).lmn for tap in ("embedding", "linear1"))
     assert one == pytest.approx(other, rel=1e-9)
+
+
+POISONED = """
+import hashlib, numpy as np, torch, lmn
+assert not np.isin(np.empty(1 << 20, np.uint8), (0, 1)).any(), "memory is not poisoned"
+torch.manual_seed(0)
+x = torch.randn(37, 5)
+for hidden, last in ((1, 1), (17, 3), (100, 31)):
+    layers = (torch.nn.Linear(5, hidden), torch.nn.SiLU(), torch.nn.Linear(hidden, hidden), torch.nn.ReLU())
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(hidden, last))
+    for backend in ("cpp", "numba", "torch"):
+        for dtype in (torch.float32, torch.float64):
+            matrix = lmn.connectivity(model.to(dtype), x.to(dtype), backend=backend, progress=False)
+            print(hidden, backend, dtype, hashlib.sha256(matrix.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_no_result_depends_on_memory_that_was_not_written() -> None:
+    # The C library fills what it hands out with a byte: 0x7f is a large number, 0xfe a large negative one.
+    outputs = []
+    for perturb in ("128", "1"):
+        environment = {**os.environ, "GLIBC_TUNABLES": f"glibc.malloc.perturb={perturb}"}
+        done = subprocess.run([sys.executable, "-c", POISONED], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout)
+    assert outputs[0] == outputs[1] != ""

@@ -233,3 +233,8 @@ def test_doctor_lists_versions_and_backends() -> None:
     assert result.exit_code == 0
     assert f"torch        {torch.__version__}" in result.output
     assert "reference  available" in result.output
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.output == f"lmn {lmn.__version__}\n"

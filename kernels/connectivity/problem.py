@@ -63,18 +63,29 @@ class Chain:
         """Estimated variance of an output's deviation along a segment from rounding in dtype, shape (n_out,).
 
         A core at a point is wrong by about two units in the last place of its usual size among the samples; the errors of the
-        units are independent and add up through the weights.
+        units are independent and add up through the weights. In float32, where noise only decides what is done again, the
+        usual size is the root mean square; in float64, where it decides what is constant, nine samples in ten are smaller: a
+        few far ones don't make constants of the others.
         """
         ulp = float(np.finfo(dtype).eps) / 2
         noise = np.zeros(len(self.layers[0].z if self.layers else self.y))
         for layer in self.layers:
             act = layer.activation
             scale, slope = act.by_unit(len(layer.z))
-            size = np.array([np.sqrt(np.mean(core_values(act.core, z, act.p0, act.p1) ** 2)) for z in layer.z])
+            cores = (np.abs(core_values(act.core, z, act.p0, act.p1)) for z in layer.z)
+            size = np.array([_root_mean_square(core) if dtype == np.float32 else _nine_in_ten(core) for core in cores])
             noise = noise * (np.abs(scale) + np.abs(slope)) ** 2 + (2 * ulp * scale * size) ** 2
             if layer.weight is not None:
                 noise = layer.weight**2 @ noise
         return noise
+
+
+def _root_mean_square(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(x**2)))
+
+
+def _nine_in_ten(x: np.ndarray) -> float:
+    return float(np.quantile(x, 0.9, method="lower"))
 
 
 @dataclass(frozen=True, eq=False)

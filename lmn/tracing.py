@@ -1,0 +1,129 @@
+"""The tail of a model as a graph: from the tap's output to the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def why_untraceable(model: nn.Module) -> str:
+    """Why a model is run whole without trying to trace it, or ""."""
+    if _has_any_global_hook():
+        return "hooks on all modules are registered"
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return "it is compiled by TorchScript"
+    return ""
+
+
+def traced_symbolically(root: nn.Module, tap: nn.Module | None) -> fx.GraphModule:
+    """By torch.fx: 10 ms, and modules stay visible; control flow that looks at tensors can't be followed."""
+    tracer = _Tracer(tap)
+    graph = tracer.trace(root)
+    (x,) = (node for node in graph.nodes if node.op == "placeholder")
+    if tap is not None:
+        (tapped,) = tracer.taps
+        with graph.inserting_after(x):
+            h = graph.placeholder("h")
+        tapped.replace_all_uses_with(h)
+        _remove_unused(graph, keep=h)
+        if x.users:
+            raise TypeError("the tail reads the model's input (its shape, say)")
+        graph.erase_node(x)
+    graph.lint()
+    return fx.GraphModule(root, graph)
+
+
+def traced_by_running(tail: Callable[[Tensor], Tensor], samples: Tensor) -> fx.GraphModule:
+    """By running the tail under symbolic shapes: follows any control flow but on values."""
+
+    def run(h: Tensor) -> Tensor:  # the tracer takes a method's `self` for an input
+        return tail(h)
+
+    tracer = make_fx(run, tracing_mode="symbolic", pre_dispatch=True, _allow_non_fake_inputs=True)
+    graph_module: fx.GraphModule = tracer(samples.clone())
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return graph_module
+
+
+class _Tracer(fx.Tracer):
+    """Notes the node that the tap's output is, and goes into any module that the tap is inside of."""
+
+    def __init__(self, tap: nn.Module | None) -> None:
+        super().__init__()
+        self._tap = tap
+        self.taps: list[fx.Node] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if self._tap is not None and m is not self._tap and any(child is self._tap for child in m.modules()):
+            return False
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        out = super().call_module(m, forward, args, kwargs)
+        if m is self._tap:
+            if not isinstance(out, fx.Proxy):
+                raise TypeError(f"the tap returned {type(out).__name__}")
+            self.taps.append(out.node)
+        return out
+
+
+def _remove_unused(graph: fx.Graph, keep: fx.Node) -> None:
+    """Remove what the output does not need, unless it may write into something that it does need."""
+    for node in reversed(graph.nodes):
+        if node.users or node.op in ("output", "placeholder") or node is keep:
+            continue
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__")
+        if (node.op == "call_method" and in_place) or (node.op == "call_function" and (in_place or node.kwargs.get("inplace"))):
+            raise TypeError(f"'{name}' writes in place and its result is not used")
+        graph.erase_node(node)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Of the results that grow with the batch, which views of weights do not.
+
+    Attributes
+    ----------
+    widest : int
+        Values a sample of the largest.
+    single : bool
+        Whether one is of less than float64.
+    """
+
+    widest: int
+    single: bool
+
+
+def growth(function: Callable[[Tensor], Tensor], samples: Tensor) -> Growth:
+    with _Results() as once:
+        function(samples.clone())
+    with _Results() as twice:
+        function(torch.cat([samples, samples]))
+    sizes = [0] * len(twice.numels) if len(once.numels) != len(twice.numels) else once.numels
+    grown = [(b - a, dtype) for a, b, dtype in zip(sizes, twice.numels, twice.dtypes, strict=True) if b > a]
+    single = any(dtype in (torch.float32, torch.float16, torch.bfloat16) for _, dtype in grown)
+    return Growth(max((size for size, _ in grown), default=0) // len(samples), single)
+
+
+class _Results(TorchDispatchMode):
+    """Notes the size and the dtype of the result of each operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numels: list[int] = []
+        self.dtypes: list[torch.dtype | None] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.numels.append(out.numel() if isinstance(out, Tensor) else 0)
+        self.dtypes.append(out.dtype if isinstance(out, Tensor) else None)
+        return out
