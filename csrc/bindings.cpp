@@ -9,9 +9,12 @@
 #include <optional>
 #include <tuple>
 
+#include "components.hpp"
 #include "connectivity_host.hpp"
 #include "cpu.hpp"
+#include "patterns.hpp"
 #include "subdivide.hpp"
+#include "tree.hpp"
 
 namespace py = pybind11;
 
@@ -128,7 +131,7 @@ py::array_t<T> as_array(std::vector<T>&& values, std::vector<py::ssize_t> shape)
 }
 
 py::dict subdivide(const Array& a, const Array& c, const Array& size, const std::vector<PieceLayer>& layers,
-                   double relative_tolerance, bool maps, bool geometry, int64_t max_regions, int threads) {
+                   double relative_tolerance, bool geometry, int64_t max_regions, int threads) {
     require(a.ndim() == 2 && a.shape(1) >= 1 && a.shape(1) <= 3, "a is (units, dimension) with 1 to 3 dimensions");
     const int dimension = int(a.shape(1));
     require(c.size() == a.shape(0) && size.size() == a.shape(0), "c and size are (units)");
@@ -149,7 +152,7 @@ py::dict subdivide(const Array& a, const Array& c, const Array& size, const std:
     lmn::Subdivision found;
     {
         const py::gil_scoped_release release;
-        found = lmn::subdivide(chain, {maps, geometry}, max_regions, threads, [&] {
+        found = lmn::subdivide(chain, geometry, max_regions, threads, [&] {
             const py::gil_scoped_acquire acquire;
             return interrupted = interrupted || PyErr_CheckSignals() != 0;
         });
@@ -164,10 +167,10 @@ py::dict subdivide(const Array& a, const Array& c, const Array& size, const std:
     out["pattern"] = as_array(std::move(found.pattern), {n, py::ssize_t(found.n_words)});
     out["measure"] = as_array(std::move(found.measure), {n});
     out["centre"] = as_array(std::move(found.centre), {n, axes});
-    const py::ssize_t cuts = py::ssize_t(found.child.size()) / 2;
-    out["cut"] = as_array(std::move(found.cut), {cuts, axes + 1});
-    out["child"] = as_array(std::move(found.child), {cuts, 2});
-    if (maps) out["map"] = as_array(std::move(found.map), {n, py::ssize_t(found.n_out), axes + 1});
+    const py::ssize_t cuts = found.tree.size();
+    out["cut"] = as_array(std::move(found.tree.cut), {cuts, axes + 1});
+    out["child"] = as_array(std::move(found.tree.child), {cuts, 2});
+    out["map"] = as_array(std::move(found.map), {n, py::ssize_t(found.n_out), axes + 1});
     if (!geometry) return out;
     const py::ssize_t vertices = py::ssize_t(found.vertex_id.size()), facets = py::ssize_t(found.facet_id.size());
     const py::ssize_t edges = py::ssize_t(found.edge_id.size());
@@ -179,6 +182,90 @@ py::dict subdivide(const Array& a, const Array& c, const Array& size, const std:
     out["facet_line"] = as_array(std::move(found.facet_line), {facets});
     out["edge_id"] = as_array(std::move(found.edge_id), {edges});
     return out;
+}
+
+lmn::Tree tree_of(const Array& cuts, const py::array_t<int64_t, py::array::c_style>& children) {
+    require(cuts.ndim() == 2 && cuts.shape(1) >= 2 && cuts.shape(1) <= 4, "cuts are (cuts, dimension + 1) with 1 to 3 dimensions");
+    require(children.ndim() == 2 && children.shape(0) == cuts.shape(0) && children.shape(1) == 2, "children are (cuts, 2)");
+    return {int(cuts.shape(1)) - 1, int64_t(cuts.shape(0)), cuts.data(), children.data()};
+}
+
+py::array_t<int64_t> locate(const Array& cuts, const py::array_t<int64_t, py::array::c_style>& children, const Array& points,
+                            int threads) {
+    const lmn::Tree tree = tree_of(cuts, children);
+    require(points.ndim() == 2 && points.shape(1) == tree.dimension, "points are (points, dimension)");
+    py::array_t<int64_t> region(points.shape(0));
+    const double* x = points.data();
+    int64_t* out = region.mutable_data();
+    const int64_t n = points.shape(0);
+    const py::gil_scoped_release release;
+    lmn::locate(tree, n, x, threads, out);
+    return region;
+}
+
+py::array_t<int32_t> rasterise(const Array& cuts, const py::array_t<int64_t, py::array::c_style>& children,
+                               const std::vector<py::ssize_t>& shape, const std::vector<double>& first,
+                               const std::vector<double>& step, int threads) {
+    const lmn::Tree tree = tree_of(cuts, children);
+    const size_t dimension = size_t(tree.dimension);
+    require(shape.size() == dimension && first.size() == dimension && step.size() == dimension, "one count, first and step an axis");
+    lmn::Raster raster{};
+    for (size_t d = 0; d < dimension; ++d) {
+        require(shape[d] >= 1, "a grid has points");
+        raster.count[d] = shape[d];
+        raster.first[d] = first[d];
+        raster.step[d] = step[d];
+    }
+    py::array_t<int32_t> region(shape);
+    int32_t* out = region.mutable_data();
+    const py::gil_scoped_release release;
+    lmn::rasterise(tree, raster, threads, out);
+    return region;
+}
+
+int64_t count_components(int64_t n_nodes, const py::array_t<int64_t, py::array::c_style | py::array::forcecast>& edges) {
+    require(edges.ndim() == 2 && edges.shape(1) == 2, "edges are (edges, 2)");
+    for (py::ssize_t i = 0; i < edges.size(); ++i)
+        require(edges.data()[i] >= 0 && edges.data()[i] < n_nodes, "no such node");
+    return lmn::count_components(n_nodes, edges.shape(0), edges.data());
+}
+
+// ---- activation patterns -------------------------------------------------------------------------------------------
+
+using Words = py::array_t<uint64_t, py::array::c_style>;
+using Longs = py::array_t<int64_t, py::array::c_style>;
+
+template <class T>
+void pack_bits(const py::array_t<T, py::array::c_style>& z, const Array& breakpoints, Words& words, int64_t first_word, int threads) {
+    require(z.ndim() == 2 && words.ndim() == 2 && words.shape(0) == z.shape(0), "z is (samples, units), words (samples, words)");
+    const int64_t lines = z.shape(1) * breakpoints.size();
+    require(first_word >= 0 && first_word + (lines + 63) / 64 <= words.shape(1), "the bits have a place in the words");
+    uint64_t* to = words.mutable_data();
+    const int64_t n = z.shape(0), units = z.shape(1), n_words = words.shape(1), n_breakpoints = breakpoints.size();
+    const T* from = z.data();
+    const double* breakpoint = breakpoints.data();
+    const py::gil_scoped_release release;
+    lmn::pack_bits(from, n, units, breakpoint, n_breakpoints, to, n_words, first_word, threads);
+}
+
+void insert_patterns(lmn::PatternSet& set, const Words& words, const Longs& index, const std::optional<Longs>& count, int threads,
+                     std::optional<Longs>& keys) {
+    const int64_t n = words.shape(0);
+    require(words.ndim() == 2 && index.size() == n, "words are (patterns, words), index (patterns)");
+    require((!count || count->size() == n) && (!keys || keys->size() == n), "count and keys are (patterns)");
+    const uint64_t* from = words.data();
+    const int64_t *first = index.data(), *counts = count ? count->data() : nullptr;
+    int64_t* to = keys ? keys->mutable_data() : nullptr;
+    const py::gil_scoped_release release;
+    set.insert(from, n, first, counts, threads, to);
+}
+
+py::tuple written_patterns(const lmn::PatternSet& set, int64_t n_words) {
+    const int64_t n = set.size();
+    py::array_t<uint64_t> words({n, n_words});
+    py::array_t<int64_t> count(n), first(n);
+    set.write(words.mutable_data(), count.mutable_data(), first.mutable_data());
+    return py::make_tuple(words, count, first);
 }
 
 }  // namespace
@@ -193,7 +280,28 @@ PYBIND11_MODULE(_core, module) {
                py::arg("isa") = "");
     module.def("multiply_add_rate", &multiply_add_rate, py::arg("isa") = "");
     module.def("subdivide", &subdivide, py::arg("a"), py::arg("c"), py::arg("size"), py::arg("layers"),
-               py::arg("relative_tolerance"), py::arg("maps"), py::arg("geometry"), py::arg("max_regions"), py::arg("threads"));
+               py::arg("relative_tolerance"), py::arg("geometry"), py::arg("max_regions"), py::arg("threads"));
+    module.def("locate", &locate, py::arg("cuts"), py::arg("children"), py::arg("points"), py::arg("threads"));
+    module.def("rasterise", &rasterise, py::arg("cuts"), py::arg("children"), py::arg("shape"), py::arg("first"), py::arg("step"),
+               py::arg("threads"));
+    module.def("count_components", &count_components, py::arg("n_nodes"), py::arg("edges"));
+    module.def("pack_bits_f32", &pack_bits<float>, py::arg("z").noconvert(), py::arg("breakpoints"), py::arg("words").noconvert(),
+               py::arg("first_word"), py::arg("threads"));
+    module.def("pack_bits_f64", &pack_bits<double>, py::arg("z").noconvert(), py::arg("breakpoints"), py::arg("words").noconvert(),
+               py::arg("first_word"), py::arg("threads"));
+    py::class_<lmn::PatternSet>(module, "PatternSet")
+        .def(py::init<int64_t, bool>(), py::arg("n_words"), py::arg("verify"))
+        .def("__len__", &lmn::PatternSet::size)
+        .def_property_readonly("collisions", &lmn::PatternSet::collisions)
+        .def("insert", &insert_patterns, py::arg("words").noconvert(), py::arg("index"), py::arg("count"), py::arg("threads"),
+             py::arg("keys").noconvert())
+        .def("written", &written_patterns, py::arg("n_words"))
+        .def("positions", [](const lmn::PatternSet& set, Longs& keys, int threads) {
+            int64_t* key = keys.mutable_data();
+            const int64_t n = keys.size();
+            const py::gil_scoped_release release;
+            set.positions(key, n, threads);
+        }, py::arg("keys").noconvert(), py::arg("threads"));
     py::class_<Connectivity>(module, "Connectivity")
         .def(py::init(&make_connectivity), py::arg("layers"), py::arg("y"), py::arg("noise_f32"), py::arg("noise_f64"),
              py::arg("m"), py::arg("tolerance"), py::arg("isa") = "")

@@ -9,16 +9,9 @@
 #include <cstdint>
 
 #include "arena.hpp"
+#include "hash.hpp"
 
 namespace lmn {
-
-// splitmix64 (Steele, Lea, Flood 2014): a bijection whose values look independent.
-inline uint64_t mixed(uint64_t x) {
-    x += 0x9e3779b97f4a7c15;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-    return x ^ (x >> 31);
-}
 
 inline uint64_t key_of_side(int32_t line) { return mixed(2 * uint64_t(uint32_t(line)) + 1); }   // of being above it
 inline uint64_t key_of_zero(int32_t line) { return mixed(2 * uint64_t(uint32_t(line)) + 2); }   // of lying on it
@@ -153,6 +146,14 @@ void touch(const Cell<D>& cell, const int8_t* sign, uint64_t key) {
     }
 }
 
+// What is noted where a cell is cut: the number of what cuts it, and what that adds to `zero`, seen from below and from above.
+struct Cut {
+    int32_t label;
+    uint64_t zero[2];
+};
+
+inline Cut cut_by(int32_t line) { return {line, {zero_key(line, false), zero_key(line, true)}}; }
+
 template <int D>
 struct Halves {
     Cell<D> above, below;
@@ -170,7 +171,7 @@ inline void copy_vertex(const Cell<D>& from, int p, const Cell<D>& to, int v) {
     for (int d = 0; d < D; ++d) to.x[d][v] = from.x[d][p];
 }
 
-inline Halves<1> split(const Cell<1>& cell, const double* value, const int8_t* sign, int32_t line, Arena& arena) {
+inline Halves<1> split(const Cell<1>& cell, const double* value, const int8_t* sign, const Cut& by, Arena& arena) {
     Halves<1> halves;
     for (const bool above : {true, false}) {
         Cell<1>& half = above ? halves.above : halves.below;
@@ -185,21 +186,21 @@ inline Halves<1> split(const Cell<1>& cell, const double* value, const int8_t* s
                 half.label[end] = cell.label[end];
             } else {
                 cross(cell, 0, 1, value, half, end);
-                half.zero[end] = half.facet[end] = zero_key(line, above);
-                half.label[end] = line;
+                half.zero[end] = half.facet[end] = by.zero[above];
+                half.label[end] = by.label;
             }
         }
     }
     return halves;
 }
 
-inline Halves<2> split(const Cell<2>& cell, const double* value, const int8_t* sign, int32_t line, Arena& arena) {
+inline Halves<2> split(const Cell<2>& cell, const double* value, const int8_t* sign, const Cut& by, Arena& arena) {
     Halves<2> halves;
     const int n = cell.n_vertices;
     for (const bool above : {true, false}) {
         Cell<2>& half = above ? halves.above : halves.below;
         half = empty_cell<2>(arena, n + 1, n + 1, 0);
-        const uint64_t key = zero_key(line, above);
+        const uint64_t key = by.zero[above];
         const int8_t mine = above ? 1 : -1;
         int m = 0;
         const auto put = [&](uint64_t zero, uint64_t facet, int32_t label) {
@@ -216,7 +217,7 @@ inline Halves<2> split(const Cell<2>& cell, const double* value, const int8_t* s
                 const bool leaves = sign[v] == 0 && sign[w] == -mine;
                 const bool along = sign[v] == 0 && sign[w] == 0;
                 put(cell.zero[v] + (sign[v] == 0 ? key : 0), leaves ? key : cell.facet[v] + (along ? key : 0),
-                    leaves ? line : cell.label[v]);
+                    leaves ? by.label : cell.label[v]);
             }
             if (sign[v] * sign[w] < 0) {
                 if (sign[v] > 0)
@@ -224,7 +225,7 @@ inline Halves<2> split(const Cell<2>& cell, const double* value, const int8_t* s
                 else
                     cross(cell, w, v, value, half, m);  // the same arithmetic from either side
                 const bool leaves = sign[v] == mine;
-                put(cell.facet[v] + key, leaves ? key : cell.facet[v], leaves ? line : cell.label[v]);
+                put(cell.facet[v] + key, leaves ? key : cell.facet[v], leaves ? by.label : cell.label[v]);
             }
         }
         half.n_vertices = half.n_facets = m;
@@ -232,7 +233,7 @@ inline Halves<2> split(const Cell<2>& cell, const double* value, const int8_t* s
     return halves;
 }
 
-inline Halves<3> split(const Cell<3>& cell, const double* value, const int8_t* sign, int32_t line, Arena& arena) {
+inline Halves<3> split(const Cell<3>& cell, const double* value, const int8_t* sign, const Cut& by, Arena& arena) {
     Halves<3> halves;
     const int n_vertices = cell.n_vertices, n_edges = cell.n_edges, n_facets = cell.n_facets;
     int32_t* vertex_to = arena.take<int32_t>(n_vertices);
@@ -242,7 +243,7 @@ inline Halves<3> split(const Cell<3>& cell, const double* value, const int8_t* s
     for (const bool above : {true, false}) {
         Cell<3>& half = above ? halves.above : halves.below;
         half = empty_cell<3>(arena, n_vertices + n_edges, n_facets + 1, n_edges + n_facets);
-        const uint64_t key = zero_key(line, above);
+        const uint64_t key = by.zero[above];
         const int8_t mine = above ? 1 : -1;
         int m = 0;
         for (int v = 0; v < n_vertices; ++v) {
@@ -267,7 +268,7 @@ inline Halves<3> split(const Cell<3>& cell, const double* value, const int8_t* s
         }
         const int cut = facets++;
         half.facet[cut] = key;
-        half.label[cut] = line;
+        half.label[cut] = by.label;
         const auto end_of_cut = [&](int f, int v) {
             if (ends[2 * f] < 0)
                 ends[2 * f] = v;

@@ -63,8 +63,8 @@ Task<D> detached(const State<D>& from, const Network& network) {
 template <int D>
 class Subdivider {
 public:
-    Subdivider(const Network& network, Collect collect, int64_t max_regions, const std::function<bool()>& poll)
-        : network_(network), collect_(collect), max_regions_(max_regions), poll_(poll) {}
+    Subdivider(const Network& network, bool geometry, int64_t max_regions, const std::function<bool()>& poll)
+        : network_(network), geometry_(geometry), max_regions_(max_regions), poll_(poll) {}
 
     Subdivision run(int threads) {
         top_.after_layer.resize(network_.layers.size());
@@ -74,6 +74,10 @@ public:
     }
 
 private:
+    Walk<D, Regions<D>> walk_into(Subdivision& part) {
+        return {network_, Regions<D>{geometry_, network_.n_words, network_.n_out, part}, part.tree, part.after_layer};
+    }
+
     bool enough(int64_t more) {
         if ((n_found_ += more) > max_regions_) stop_ = true;
         return stop_;
@@ -91,7 +95,7 @@ private:
                     continue;
                 }
                 std::vector<Task<D>> children;
-                Walk<D> step(network_, collect_, task.part);
+                auto step = walk_into(task.part);
                 step.descend = [&](State<D>& child) { children.push_back(detached(child, network_)); };
                 step.enough = [&](int64_t more) { return enough(more); };
                 step.walk(task.state);
@@ -101,9 +105,9 @@ private:
                     continue;
                 }
                 open = true;
-                const int64_t node = int64_t(top_.child.size()) / 2;
-                append(top_.cut, task.part.cut);
-                top_.child.insert(top_.child.end(), {0, 0});
+                const int64_t node = top_.tree.size();
+                append(top_.tree.cut, task.part.tree.cut);
+                top_.tree.child.insert(top_.tree.child.end(), {0, 0});
                 for (size_t l = 0; l < top_.after_layer.size(); ++l) top_.after_layer[l] += task.part.after_layer[l];
                 link(task, node);
                 for (Task<D>& child : children) {
@@ -135,7 +139,7 @@ private:
 
     void walk(Task<D>& task, bool polls) {
         if (!task.arena || stop_) return;
-        Walk<D> walk(network_, collect_, task.part);
+        auto walk = walk_into(task.part);
         walk.descend = [&](State<D>& child) { walk.decide(child); };
         walk.enough = [&](int64_t more) {
             if (polls && poll_()) stop_ = true;
@@ -146,7 +150,7 @@ private:
     }
 
     void link(const Task<D>& task, int64_t what) {
-        if (task.parent >= 0) top_.child[2 * task.parent + task.side] = what;
+        top_.tree.attach(task.parent, task.side, what);
     }
 
     // All parts one after the other: the cuts at the top first, regions in the order of the tree.
@@ -156,10 +160,10 @@ private:
         all.n_out = network_.n_out;
         for (Task<D>& task : tasks_) {
             Subdivision& part = task.part;
-            const int64_t cuts = int64_t(all.child.size()) / 2, regions = all.n_regions;
-            link(task, part.child.empty() ? ~regions : cuts);
-            append(all.cut, part.cut);
-            for (const int64_t child : part.child) all.child.push_back(child >= 0 ? child + cuts : child - regions);
+            const int64_t cuts = all.tree.size(), regions = all.n_regions;
+            link(task, part.tree.child.empty() ? ~regions : cuts);
+            append(all.tree.cut, part.tree.cut);
+            for (const int64_t child : part.tree.child) all.tree.child.push_back(child >= 0 ? child + cuts : child - regions);
             for (size_t l = 0; l < part.after_layer.size(); ++l) all.after_layer[l] += part.after_layer[l];
             all.n_regions += part.n_regions;
             const auto join = [&](auto... column) { (append(all.*column, part.*column), ...); };
@@ -173,7 +177,7 @@ private:
     }
 
     const Network& network_;
-    const Collect collect_;
+    const bool geometry_;
     const int64_t max_regions_;
     const std::function<bool()>& poll_;
     std::vector<Task<D>> tasks_;
@@ -184,13 +188,13 @@ private:
 
 }  // namespace
 
-Subdivision subdivide(const PieceChain& chain, Collect collect, int64_t max_regions, int threads,
+Subdivision subdivide(const PieceChain& chain, bool geometry, int64_t max_regions, int threads,
                       const std::function<bool()>& poll) {
     const Network network = prepared(chain);
     switch (chain.dimension) {
-        case 1: return Subdivider<1>(network, collect, max_regions, poll).run(threads);
-        case 2: return Subdivider<2>(network, collect, max_regions, poll).run(threads);
-        default: return Subdivider<3>(network, collect, max_regions, poll).run(threads);
+        case 1: return Subdivider<1>(network, geometry, max_regions, poll).run(threads);
+        case 2: return Subdivider<2>(network, geometry, max_regions, poll).run(threads);
+        default: return Subdivider<3>(network, geometry, max_regions, poll).run(threads);
     }
 }
 

@@ -69,8 +69,15 @@ struct PieceChain {
     double relative_tolerance;
 };
 
-struct Collect {
-    bool maps, geometry;
+// The tree of cuts: points with a . x + c > 0 are in a cut's first child, the others in its second.
+struct Branches {
+    std::vector<double> cut;     // [cut][dimension + 1]: a.., c
+    std::vector<int64_t> child;  // [cut][2]: a cut, or ~region
+
+    int64_t size() const { return int64_t(child.size()) / 2; }
+    void attach(int64_t parent, int side, int64_t what) {
+        if (parent >= 0) child[2 * parent + side] = what;
+    }
 };
 
 // What was found, by columns, in an order that does not depend on the number of threads. Coordinates are the cube's.
@@ -88,13 +95,12 @@ struct Subdivision {
     std::vector<int32_t> n_facets;           // [region]
     std::vector<uint64_t> facet_id;          // [facet] equal in the two regions that share it
     std::vector<int32_t> facet_line;         // [facet] the line on which it lies, or n_lines + the domain's side
-    std::vector<uint64_t> edge_id;           // three dimensions only, with geometry: every edge of every region
-    std::vector<double> cut;                 // [cut][dimension + 1]: a.., c
-    std::vector<int64_t> child;              // [cut][2]: above, below; a cut, or ~region
+    std::vector<uint64_t> edge_id;           // three dimensions only: every edge of every region
+    Branches tree;
     bool stopped = false;                    // by max_regions or by the caller; n_regions is then what was found
 };
 
-// poll is called now and then on the calling thread; if it returns true, the walk stops.
-Subdivision subdivide(const PieceChain&, Collect, int64_t max_regions, int threads, const std::function<bool()>& poll);
+// Vertices, edges and facets are collected only with `geometry`. poll is called now and then on the calling thread; if it returns true, the walk stops.
+Subdivision subdivide(const PieceChain&, bool geometry, int64_t max_regions, int threads, const std::function<bool()>& poll);
 
 }  // namespace lmn

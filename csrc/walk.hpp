@@ -31,8 +31,9 @@ struct Network {
     int64_t n_lines = 0, n_words = 0, n_out = 0;
 };
 
-inline Network prepared(const PieceChain& chain) {
-    Network network{&chain, {}, &subdivide_kernels(), 0, 0, chain.n_first};
+// Lines are numbered, and their bits stand in the pattern's words, from the given ones on.
+inline Network prepared(const PieceChain& chain, int64_t first_line = 0, int64_t first_word = 0) {
+    Network network{&chain, {}, &subdivide_kernels(), first_line, first_word, chain.n_first};
     for (const PieceLayer& given : chain.layers) {
         Layer layer{&given, network.n_lines, network.n_words, (given.n_lines + 63) / 64, given.n_lines == given.n_units, true, {}, {}};
         layer.key.resize(padded(given.n_lines) + kPad);
@@ -106,11 +107,55 @@ void append(std::vector<T>& to, const std::vector<T>& from) {
     to.insert(to.end(), from.begin(), from.end());
 }
 
+// What is found of a cell in which all layers are affine: of an exact subdivision, a region.
 template <int D>
+struct Regions {
+    bool geometry;
+    int64_t n_words, n_out;
+    Subdivision& out;
+
+    int64_t add(const State<D>& state, const Maps& outputs) {
+        const Cell<D>& cell = state.cell;
+        out.hash.push_back(state.hash);
+        out.pattern.insert(out.pattern.end(), state.pattern, state.pattern + n_words);
+        out.measure.push_back(measure(cell));
+        for (int d = 0; d < D; ++d) {
+            double sum = 0;
+            for (int v = 0; v < cell.n_vertices; ++v) sum += cell.x[d][v];
+            out.centre.push_back(sum / cell.n_vertices);
+        }
+        for (int64_t k = 0; k < n_out; ++k) {
+            for (int d = 0; d < D; ++d) out.map.push_back(outputs.a[d][k]);
+            out.map.push_back(outputs.c[k]);
+        }
+        if (geometry) add_geometry(cell, state.hash);
+        return out.n_regions++;
+    }
+
+private:
+    void add_geometry(const Cell<D>& cell, uint64_t hash) {
+        out.n_vertices.push_back(cell.n_vertices);
+        out.n_facets.push_back(cell.n_facets);
+        for (int v = 0; v < cell.n_vertices; ++v) {
+            for (int d = 0; d < D; ++d) out.vertex.push_back(cell.x[d][v]);
+            out.vertex_id.push_back(mixed(hash + cell.zero[v]));
+        }
+        for (int f = 0; f < cell.n_facets; ++f) {
+            out.facet_id.push_back(mixed(hash + cell.facet[f]));
+            out.facet_line.push_back(cell.label[f]);
+        }
+        if constexpr (D == 3)
+            for (int e = 0; e < cell.n_edges; ++e) out.edge_id.push_back(mixed(hash + cell.edges[e].zero));
+    }
+};
+
+// `Found` takes what is found: add(state, maps of the outputs) returns its number, a leaf of the tree.
+template <int D, class Found>
 class Walk {
 public:
-    Walk(const Network& network, Collect collect, Subdivision& out) : network_(network), collect_(collect), out_(out) {
-        out_.after_layer.resize(network.layers.size());
+    Walk(const Network& network, Found found, Branches& branches, std::vector<int64_t>& after_layer)
+        : network_(network), found_(found), branches_(branches), after_layer_(after_layer) {
+        after_layer_.resize(network.layers.size());
         row_.resize(kChunk * (D + 2));
         weight_.resize(kChunk);
     }
@@ -133,7 +178,7 @@ public:
 
     // Enter a layer, its units' maps on the cell given; past the last one, they are the outputs'.
     void start_layer(State<D>& state, const Maps units) {
-        if (state.layer == int(network_.layers.size())) return emit(state, units);
+        if (state.layer == int(network_.layers.size())) return finish(state, units);
         const Layer& layer = network_.layers[state.layer];
         const PieceLayer& given = *layer.given;
         state.next = empty_maps<D>(arena, given.n_next);
@@ -202,7 +247,7 @@ public:
             --kept;
             settle(state, chosen, largest(low, high, chosen), is_above);
         }
-        ++out_.after_layer[state.layer];
+        ++after_layer_[state.layer];
         ++state.layer;
         start_layer(state, state.next);
         arena.release(mark);
@@ -254,6 +299,7 @@ private:
     void add_decided(State<D>& state, const double* low, const double* high, const uint64_t* above, const uint64_t* cuts) {
         const Layer& layer = network_.layers[state.layer];
         const int64_t n = state.lines.n;
+        if (layer.given->n_next == 0) return;
         int64_t count = 0;
         const auto flush = [&] {
             network_.kernels->add(D, layer.given->n_next, count, weight_.data(), row_.data(), state.next);
@@ -313,11 +359,11 @@ private:
             return false;
         }
         const int32_t line = int32_t(network_.layers[state.layer].first_line) + index;
-        const Halves<D> halves = split(state.cell, value, sign, line, arena);
-        const int64_t node = int64_t(out_.child.size()) / 2;
-        out_.cut.insert(out_.cut.end(), plane, plane + D + 1);
-        out_.child.insert(out_.child.end(), {0, 0});
-        attach(state.parent, state.side, node);
+        const Halves<D> halves = split(state.cell, value, sign, cut_by(line), arena);
+        const int64_t node = branches_.size();
+        branches_.cut.insert(branches_.cut.end(), plane, plane + D + 1);
+        branches_.child.insert(branches_.child.end(), {0, 0});
+        branches_.attach(state.parent, state.side, node);
 
         Lines rest = without(lines, chosen, cuts, kept);
         const int64_t n_next = network_.layers[state.layer].given->n_next;
@@ -350,49 +396,18 @@ private:
         return rest;
     }
 
-    void attach(int64_t parent, int side, int64_t what) {
-        if (parent >= 0) out_.child[2 * parent + side] = what;
-    }
-
-    void emit(const State<D>& state, const Maps& outputs) {
-        attach(state.parent, state.side, ~out_.n_regions);
-        ++out_.n_regions;
+    void finish(const State<D>& state, const Maps& outputs) {
+        branches_.attach(state.parent, state.side, ~found_.add(state, outputs));
         if (++since_beat_ == kRegionsABeat) {
             stopped |= enough(since_beat_);
             since_beat_ = 0;
         }
-        const Cell<D>& cell = state.cell;
-        out_.hash.push_back(state.hash);
-        out_.pattern.insert(out_.pattern.end(), state.pattern, state.pattern + network_.n_words);
-        out_.measure.push_back(measure(cell));
-        for (int d = 0; d < D; ++d) {
-            double sum = 0;
-            for (int v = 0; v < cell.n_vertices; ++v) sum += cell.x[d][v];
-            out_.centre.push_back(sum / cell.n_vertices);
-        }
-        if (collect_.maps)
-            for (int64_t k = 0; k < network_.n_out; ++k) {
-                for (int d = 0; d < D; ++d) out_.map.push_back(outputs.a[d][k]);
-                out_.map.push_back(outputs.c[k]);
-            }
-        if (!collect_.geometry) return;
-        out_.n_vertices.push_back(cell.n_vertices);
-        out_.n_facets.push_back(cell.n_facets);
-        for (int v = 0; v < cell.n_vertices; ++v) {
-            for (int d = 0; d < D; ++d) out_.vertex.push_back(cell.x[d][v]);
-            out_.vertex_id.push_back(mixed(state.hash + cell.zero[v]));
-        }
-        for (int f = 0; f < cell.n_facets; ++f) {
-            out_.facet_id.push_back(mixed(state.hash + cell.facet[f]));
-            out_.facet_line.push_back(cell.label[f]);
-        }
-        if constexpr (D == 3)
-            for (int e = 0; e < cell.n_edges; ++e) out_.edge_id.push_back(mixed(state.hash + cell.edges[e].zero));
     }
 
     const Network& network_;
-    Collect collect_;
-    Subdivision& out_;
+    Found found_;
+    Branches& branches_;
+    std::vector<int64_t>& after_layer_;
     int64_t since_beat_ = 0;
     std::vector<double> row_;
     std::vector<const double*> weight_;

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,10 @@ class Activation:
         The torch function, Tensor to Tensor, of any floating dtype.
     piecewise_linear : bool
         Whether the activation has finitely many linear pieces.
+    breakpoints : tuple of float
+        Of an activation that is none of the table's: where its pieces meet; its core is then "pieces", which no kernel has.
+    where : str
+        Where in its model it is, for messages.
     """
 
     name: str
@@ -64,6 +68,8 @@ class Activation:
     scale: float | np.ndarray = 1.0
     slope: float | np.ndarray = 0.0
     piecewise_linear: bool = False
+    breakpoints: tuple[float, ...] = ()
+    where: str = field(default="", compare=False)
 
     @property
     def core_index(self) -> int:
@@ -119,6 +125,36 @@ def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
         lambda z: functional.hardtanh(z, min_val, max_val),
         p0=min_val,
         p1=max_val,
+        piecewise_linear=True,
+    )
+
+
+def _clamp(min: float | None = None, max: float | None = None) -> Activation:  # noqa: A002 - torch's names
+    low, high = -math.inf if min is None else float(min), math.inf if max is None else float(max)
+    return Activation("clamp", "clamp", lambda z: z.clamp(low, high), p0=low, p1=high, piecewise_linear=True)
+
+
+def _clamp_min(min: float) -> Activation:  # noqa: A002
+    return _clamp(min=min)
+
+
+def _clamp_max(max: float) -> Activation:  # noqa: A002
+    return _clamp(max=max)
+
+
+def _hardsigmoid() -> Activation:
+    return Activation("hardsigmoid", "clamp", functional.hardsigmoid, p0=-3.0, p1=3.0, scale=1 / 6, piecewise_linear=True)
+
+
+def _softshrink(lambd: float = 0.5) -> Activation:
+    return Activation(
+        "softshrink",
+        "clamp",
+        lambda z: functional.softshrink(z, lambd),
+        p0=-lambd,
+        p1=lambd,
+        scale=-1.0,
+        slope=1.0,
         piecewise_linear=True,
     )
 
@@ -180,6 +216,11 @@ ACTIVATIONS: dict[str, Callable[..., Activation]] = {
     "abs": _absolute,
     "hardtanh": _hardtanh,
     "relu6": _relu6,
+    "clamp": _clamp,
+    "clamp_min": _clamp_min,
+    "clamp_max": _clamp_max,
+    "hardsigmoid": _hardsigmoid,
+    "softshrink": _softshrink,
     "tanh": _tanh,
     "sigmoid": _sigmoid,
     "silu": _silu,
@@ -192,9 +233,9 @@ ACTIVATIONS: dict[str, Callable[..., Activation]] = {
 }
 
 
-def activation(name: str, **parameters: Any) -> Activation:
+def activation(name: str, where: str = "", **parameters: Any) -> Activation:
     """The activation that torch calls ``name``, e.g. ``activation("leaky_relu", negative_slope=0.1)``."""
-    return ACTIVATIONS[name](**parameters)
+    return replace(ACTIVATIONS[name](**parameters), where=where)
 
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)

@@ -10,11 +10,14 @@ from lmn.errors import LmnError
 from lmn.grid import box, line, plane
 from lmn.measure import measure
 from lmn.measurement import Measurement
+from lmn.partition import Regions
+from lmn.regions import regions
 from lmn.spectrum import linear_mapping_number
 
 __all__ = [
     "LmnError",
     "Measurement",
+    "Regions",
     "__version__",
     "available_backends",
     "box",
@@ -23,4 +26,5 @@ __all__ = [
     "linear_mapping_number",
     "measure",
     "plane",
+    "regions",
 ]

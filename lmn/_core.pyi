@@ -1,5 +1,6 @@
 """The C++ core: arrays in, arrays out. Nothing here is public."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,55 @@ def subdivide(
     size: NDArray[np.float64],
     layers: list[PieceLayer],
     relative_tolerance: float,
-    maps: bool,
     geometry: bool,
     max_regions: int,
     threads: int,
 ) -> dict[str, Any]:
     """The cells of the cube [-1, 1]^dimension on which a chain is affine; see csrc/subdivide.hpp for what comes back."""
+
+def locate(
+    cuts: NDArray[np.float64], children: NDArray[np.int64], points: NDArray[np.float64], threads: int
+) -> NDArray[np.int64]:
+    """The regions of points, shape (n_points, dimension), by a subdivision's tree of cuts."""
+
+def rasterise(
+    cuts: NDArray[np.float64],
+    children: NDArray[np.int64],
+    shape: Sequence[int],
+    first: Sequence[float],
+    step: Sequence[float],
+    threads: int,
+) -> NDArray[np.int32]:
+    """The regions of a regular grid's points, by a subdivision's tree of cuts."""
+
+def count_components(n_nodes: int, edges: NDArray[np.int64]) -> int:
+    """The connected components of a graph with edges of shape (n_edges, 2)."""
+
+def pack_bits_f32(
+    z: NDArray[np.float32], breakpoints: NDArray[np.float64], words: NDArray[np.uint64], first_word: int, threads: int
+) -> None: ...
+def pack_bits_f64(
+    z: NDArray[np.float64], breakpoints: NDArray[np.float64], words: NDArray[np.uint64], first_word: int, threads: int
+) -> None:
+    """Set the bits z > breakpoint of samples' words; z is (n_samples, n_units), words (n_samples, n_words)."""
+
+class PatternSet:
+    """The distinct patterns among those put in; see csrc/patterns.hpp."""
+
+    def __init__(self, n_words: int, verify: bool) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def collisions(self) -> int: ...
+    def insert(
+        self,
+        words: NDArray[np.uint64],
+        index: NDArray[np.int64],
+        count: NDArray[np.int64] | None,
+        threads: int,
+        keys: NDArray[np.int64] | None,
+    ) -> None: ...
+    def written(self, n_words: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]: ...
+    def positions(self, keys: NDArray[np.int64], threads: int) -> None: ...
 
 class Connectivity:
     """The kernel's data for one problem; see kernels/connectivity/problem.py for the arrays."""

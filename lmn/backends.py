@@ -63,6 +63,7 @@ def _what_has_float64(problem: Any) -> tuple[bool, str]:
 
 
 _CONNECTIVITY = "lmn.kernels.connectivity."
+_REGIONS = "lmn.kernels.regions."
 
 REGISTRY: dict[str, tuple[Backend, ...]] = {
     "connectivity": (
@@ -71,6 +72,7 @@ REGISTRY: dict[str, tuple[Backend, ...]] = {
         Backend("torch", _CONNECTIVITY + "torch_eager", _anything, 10),
         Backend("reference", _CONNECTIVITY + "reference", _what_has_float64, 0),
     ),
+    "regions": (Backend("cpp", _REGIONS + "cpp", _anything, 10),),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmn.kernels.activations import Activation, activation
+from lmn.kernels.activations import CORES, Activation, activation
 from lmn.kernels.connectivity.problem import Chain, Layer
 from lmn.lowering import Affine, ChainStep, NotAChain
 from lmn.network import Network
@@ -98,6 +98,8 @@ def _planned(steps: list[ChainStep], n_in: int) -> ChainPlan | NotAChain:
 
     for index, step in enumerate(steps):
         if isinstance(step, Activation):
+            if step.core not in CORES:
+                return NotAChain(f"'{step.where}' ({step.name}) is an activation that no kernel has")
             if start is not None:
                 affine = affine or Affine(torch.ones(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
                 if affine.diagonal and width > _WIDEST_DIAGONAL:

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from lmn.kernels.activations import Activation, activation
+from lmn.kernels.activations import Activation
+from lmn.operations import (
+    ACTIVATION_FUNCTIONS,
+    ACTIVATION_MODULES,
+    custom_activation,
+    is_plain,
+    name_of,
+    parameters_of,
+    read_activation,
+)
 
 
 @dataclass(frozen=True)
@@ -121,40 +130,6 @@ def _is_shape(value: Any) -> bool:
 
 _CASTS = ("to", "type_as", torch.ops.aten.to.other, torch.ops.aten.type_as.default)
 
-# Operations on a pointwise activation's argument, with the names of the parameters that follow it.
-_ACTIVATION_FUNCTIONS: dict[str, tuple[str, ...]] = {
-    "relu": (),
-    "leaky_relu": ("negative_slope",),
-    "prelu": ("weight",),
-    "abs": (),
-    "hardtanh": ("min_val", "max_val"),
-    "relu6": (),
-    "tanh": (),
-    "sigmoid": (),
-    "silu": (),
-    "gelu": ("approximate",),
-    "elu": ("alpha",),
-    "selu": (),
-    "softplus": ("beta", "threshold"),
-    "hardswish": (),
-    "mish": (),
-}
-_ACTIVATION_MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.LeakyReLU: "leaky_relu",
-    nn.PReLU: "prelu",
-    nn.Hardtanh: "hardtanh",
-    nn.ReLU6: "relu6",
-    nn.Tanh: "tanh",
-    nn.Sigmoid: "sigmoid",
-    nn.SiLU: "silu",
-    nn.GELU: "gelu",
-    nn.ELU: "elu",
-    nn.SELU: "selu",
-    nn.Softplus: "softplus",
-    nn.Hardswish: "hardswish",
-    nn.Mish: "mish",
-}
 # Operations that keep the values and their order, where they keep the batch, the dtype and the number of values.
 _RESHAPES = {
     *("flatten", "unflatten", "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "contiguous", "clone", "detach"),
@@ -195,19 +170,20 @@ class _Operation:
         return module
 
     @property
+    def _where(self) -> str:
+        return str(self.node.target).removeprefix("model.") if self.node.op == "call_module" else self.node.name
+
+    @property
     def _name(self) -> str:
-        if self.node.op == "call_module":
-            return type(self._module).__name__
-        target = self.node.target
-        packet = getattr(target, "overloadpacket", target)
-        name = target if isinstance(target, str) else getattr(packet, "__name__", str(packet))
-        return name if name.startswith("_") else name.rstrip("_")
+        return name_of(self.node, self._module if self.node.op == "call_module" else None)
 
     # -- reading ---------------------------------------------------------------------------------------------------------
 
     def _read_module(self) -> list[ChainStep] | None:
         module = self._module
-        if not _is_plain(module) or self.node.args != (self.tip,) or self.node.kwargs:
+        if hasattr(module, "breakpoints") and self.node.args == (self.tip,) and self.before.shape == self.after.shape:
+            return [custom_activation(module, self._where)]
+        if not is_plain(module) or self.node.args != (self.tip,) or self.node.kwargs:
             return None
         if isinstance(module, nn.Linear):
             return self._linear(module.weight, module.bias)
@@ -215,11 +191,10 @@ class _Operation:
             return self._probe_pointwise()
         if isinstance(module, _RESHAPE_MODULES):
             return self._reshape()
-        kind = next((kind for kind in _ACTIVATION_MODULES if type(module) is kind), None)
-        if kind is None:
+        name = ACTIVATION_MODULES.get(type(module))
+        if name is None:
             return None
-        name = _ACTIVATION_MODULES[kind]
-        return self._activation(name, {key: getattr(module, key) for key in _ACTIVATION_FUNCTIONS[name]})
+        return self._activation(name, {key: getattr(module, key) for key in ACTIVATION_FUNCTIONS[name]})
 
     def _read_function(self) -> list[ChainStep] | None:
         name = self._name
@@ -238,9 +213,8 @@ class _Operation:
             return self._linear(args[2].T, args[0])
         if place != 0 and name not in ("add", "sub", "mul"):
             return None
-        if name in _ACTIVATION_FUNCTIONS:
-            names = _ACTIVATION_FUNCTIONS[name]
-            given = dict(zip(names, args[1:], strict=False)) | {key: kwargs[key] for key in names if key in kwargs}
+        if name in ACTIVATION_FUNCTIONS:
+            given = parameters_of(name, args[1:], kwargs)
             if name == "elu" and any(x != 1 for x in args[2:] if not isinstance(x, bool)):
                 return None  # aten's elu has two more scales, which SELU and CELU use
             return self._activation(name, given)
@@ -261,14 +235,8 @@ class _Operation:
     def _activation(self, name: str, parameters: dict[str, Any]) -> list[ChainStep] | None:
         if self.before.shape != self.after.shape:
             return None
-        if name == "prelu":
-            weight = _double(parameters["weight"]).reshape(-1)
-            channels = self.before.shape[1] if self.before.ndim > 1 else 1
-            if len(weight) not in (1, channels):
-                return None
-            units = self.before[0].numel()
-            parameters = {"weight": weight.repeat_interleave(units // len(weight))}
-        return [activation(name, **parameters)]
+        found = read_activation(name, parameters, tuple(self.before.shape[1:]), self._where)
+        return None if found is None else [found]
 
     def _reshape(self) -> list[ChainStep] | None:
         same = self.after.numel() == self.before.numel() and self.after.dtype == self.before.dtype
@@ -316,12 +284,6 @@ class _Operation:
                 target = self.node.target  # type: ignore[assignment]
             out = target(*args, **kwargs)
         return out.reshape(len(x), -1).cpu()
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module does what its class does: no hooks, and torch's own forward, which some libraries replace."""
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return not hooked and "forward" not in vars(module) and type(module).forward.__module__.startswith("torch.nn.modules")
 
 
 def _double(x: Tensor, keep_device: bool = False) -> Tensor:

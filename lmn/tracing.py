@@ -64,6 +64,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self._tap is not None and m is not self._tap and any(child is self._tap for child in m.modules()):
             return False
+        if hasattr(m, "breakpoints"):  # an activation that says where its linear pieces meet
+            return True
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmn.kernels.activations import Activation, activation
-from lmn.kernels.regions import cpp
+from lmn.kernels.regions import cpp, reference
 from lmn.kernels.regions.problem import PieceLayer, Problem, Subdivision, pieces
 
 DATA = Path(__file__).parent / "data"
@@ -29,12 +29,16 @@ def random_weights(widths: tuple[int, ...], seed: int) -> Weights:
     return [(rng.uniform(-1, 1, (b, a)), rng.uniform(-1, 1, b)) for a, b in itertools.pairwise(widths)]
 
 
-def subdivided(weights: Weights, half: float, act: Activation | None = None, threads: int = 1) -> Subdivision:
+def problem_of(weights: Weights, half: float, act: Activation | None = None, threads: int = 1) -> Problem:
     (first, c), rest = weights[0], weights[1:]
     act = act or activation("relu")
     layers = tuple(PieceLayer(pieces(act, w.shape[1]), w, b) for w, b in rest)
     size = np.abs(c) + half * np.abs(first).sum(1)
-    return cpp.regions(Problem(half * first, c, size, layers, True, True, 10**6, threads))
+    return Problem(half * first, c, size, layers, 10**6, threads)
+
+
+def subdivided(weights: Weights, half: float, act: Activation | None = None, threads: int = 1) -> Subdivision:
+    return cpp.regions(problem_of(weights, half, act, threads), geometry=True)
 
 
 def forward(weights: Weights, x: np.ndarray, act: Activation) -> np.ndarray:
@@ -55,7 +59,6 @@ def test_counts_of_an_independent_program(case: dict, box: str) -> None:
     for name, value in (("area_median", np.median(areas)), ("area_min", areas.min())):
         assert value == pytest.approx(expected.get(name, value), rel=1e-9)
     if "area_weighted_mean_gradient_norm" in expected:
-        assert found.maps is not None
         norms = np.linalg.norm(found.maps[:, 0, :2] / half, axis=1)
         assert areas @ norms / areas.sum() == pytest.approx(expected["area_weighted_mean_gradient_norm"], rel=1e-9)
 
@@ -75,7 +78,6 @@ ACTIVATIONS = [
 def test_each_map_is_the_network_in_its_region(n_in: int, act: Activation) -> None:
     weights = random_weights((n_in, 7, 6, 5, 2), seed=n_in)
     found = subdivided(weights, 3.0, act)
-    assert found.maps is not None
     assert found.n_vertices is not None
     assert found.vertices is not None
     np.testing.assert_allclose(found.volumes.sum(), 2.0**n_in, rtol=1e-12)
@@ -83,6 +85,22 @@ def test_each_map_is_the_network_in_its_region(n_in: int, act: Activation) -> No
     x = 0.3 * found.vertices + 0.7 * found.centres[region]  # inside, in all directions
     got = np.einsum("pka,pa->pk", found.maps[region, :, :-1], x) + found.maps[region, :, -1]
     np.testing.assert_allclose(got, forward(weights, 3.0 * x, act), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_in", [1, 2, 3])
+@pytest.mark.parametrize("act", ACTIVATIONS, ids=lambda act: act.name)
+def test_the_same_cells_as_by_linear_programs(n_in: int, act: Activation) -> None:
+    problem = problem_of(random_weights((n_in, 5, 4, 2), seed=30 + n_in), 2.0, act)
+    expected = {cell.pattern: cell for cell in reference.regions(problem)}
+    found = cpp.regions(problem)
+    first = np.cumsum([0, *(-(-n // 64) for n in found.lines_a_layer)])
+    bits = [
+        tuple(bool(int(words[w]) >> i & 1) for w, n in zip(first, found.lines_a_layer, strict=False) for i in range(n))
+        for words in found.patterns
+    ]
+    assert set(bits) == set(expected)
+    for pattern, maps in zip(bits, found.maps, strict=True):
+        np.testing.assert_allclose(maps, expected[pattern].map, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("n_in", [1, 2, 3])
@@ -147,7 +165,7 @@ def test_the_tree_of_cuts_finds_the_region_of_a_point() -> None:
 def test_too_many_regions_are_given_up() -> None:
     (first, c), *rest = random_weights((2, 64, 64, 1), seed=6)
     layers = tuple(PieceLayer(pieces(activation("relu"), w.shape[1]), w, b) for w, b in rest)
-    found = cpp.regions(Problem(9 * first, c, np.abs(c) + 9 * np.abs(first).sum(1), layers, False, False, 1000, 2))
+    found = cpp.regions(Problem(9 * first, c, np.abs(c) + 9 * np.abs(first).sum(1), layers, 1000, 2))
     assert not found.complete
     assert found.n_regions >= 1000
 
@@ -156,4 +174,4 @@ def test_too_many_regions_are_given_up() -> None:
 def test_the_limit_on_regions_is_exact(limit: int, complete: bool) -> None:
     (first, c), *rest = weights_of("random_16x16")  # 101 regions
     layers = tuple(PieceLayer(pieces(activation("relu"), w.shape[1]), w, b) for w, b in rest)
-    assert cpp.regions(Problem(first, c, np.abs(c), layers, False, False, limit, 2)).complete is complete
+    assert cpp.regions(Problem(first, c, np.abs(c), layers, limit, 2)).complete is complete

@@ -8,28 +8,28 @@ from lmn import _core
 from lmn.kernels.regions.problem import RELATIVE_TOLERANCE, PieceLayer, Problem, Subdivision
 
 
-def regions(problem: Problem) -> Subdivision:
-    """The cells of the problem's cube."""
+def regions(problem: Problem, geometry: bool = False) -> Subdivision:
+    """The cells of the problem's cube; their vertices, edges and facets only if asked for."""
     found = _core.subdivide(
         a=problem.a,
         c=problem.c,
         size=problem.size,
         layers=[_lines(layer) for layer in problem.layers],
         relative_tolerance=RELATIVE_TOLERANCE,
-        maps=problem.maps,
-        geometry=problem.geometry,
+        geometry=geometry,
         max_regions=problem.max_regions,
         threads=problem.threads,
     )
     return Subdivision(
         n_regions=found["n_regions"],
+        lines_a_layer=tuple(layer.pieces.slopes.size - len(layer.pieces.slopes) for layer in problem.layers),
         complete=not found["stopped"],
         count_after_each_layer=tuple(found["after_layer"]),
         patterns=found["pattern"],
         hashes=found["hash"],
         volumes=found["measure"],
         centres=found["centre"],
-        maps=found.get("map"),
+        maps=found["map"],
         cuts=found["cut"],
         children=found["child"],
         n_vertices=found.get("n_vertices"),

@@ -34,13 +34,25 @@ class Pieces:
 
 def pieces(activation: Activation, n_units: int) -> Pieces:
     """The pieces of a piecewise-linear activation that is not the identity."""
-    breakpoints, core_slopes = {
-        "abs": (np.zeros(1), np.array([-1.0, 1.0])),
-        "clamp": (np.array([activation.p0, activation.p1]), np.array([0.0, 1.0, 0.0])),
+    if activation.core == "pieces":
+        return _pieces_by_values(activation, n_units)
+    at, core_slopes = {
+        "abs": (np.array([-np.inf, 0.0, np.inf]), np.array([-1.0, 1.0])),
+        "clamp": (np.array([-np.inf, activation.p0, activation.p1, np.inf]), np.array([0.0, 1.0, 0.0])),
     }[activation.core]
+    breakpoints, core_slopes = at[np.isfinite(at)], core_slopes[at[:-1] < at[1:]]  # a bound may be infinite
     scale, slope = activation.by_unit(n_units)
     first = torch.full((1, n_units), breakpoints[0], dtype=torch.float64)
     return Pieces(breakpoints, np.outer(scale, core_slopes) + slope[:, None], activation.function(first)[0].numpy())
+
+
+def _pieces_by_values(activation: Activation, n_units: int) -> Pieces:
+    """The slopes between given breakpoints, from the activation's values there."""
+    breakpoints = np.array(activation.breakpoints, dtype=np.float64)
+    at = np.concatenate([breakpoints[:1] - 1, breakpoints, breakpoints[-1:] + 1])
+    values = activation.function(torch.from_numpy(at)[:, None])[:, 0].double().numpy()
+    slopes = np.diff(values) / np.diff(at)
+    return Pieces(breakpoints, np.tile(slopes, (n_units, 1)), np.full(n_units, values[1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +83,6 @@ class Problem:
     size : ndarray of shape (n_first,), float64
         The size of the terms that a and c were summed from: what their rounding errors are relative to.
     layers : tuple of PieceLayer
-    maps, geometry : bool
-        Whether to collect the regions' affine maps; their vertices and facets.
     max_regions : int
         At which the search is given up.
     threads : int
@@ -82,8 +92,6 @@ class Problem:
     c: np.ndarray
     size: np.ndarray
     layers: tuple[PieceLayer, ...]
-    maps: bool
-    geometry: bool
     max_regions: int
     threads: int
 
@@ -105,6 +113,7 @@ class Subdivision:
     Attributes
     ----------
     n_regions : int
+    lines_a_layer : tuple of int
     complete : bool
         False if max_regions was passed; n_regions is then what was found until that was noticed.
     count_after_each_layer : tuple of int
@@ -116,7 +125,7 @@ class Subdivision:
         Length, area or volume.
     centres : ndarray of shape (n_regions, n_axes), float64
         A point inside: the mean of the vertices.
-    maps : ndarray of shape (n_regions, n_out, n_axes + 1), float64, or None
+    maps : ndarray of shape (n_regions, n_out, n_axes + 1), float64
         A and c of x → A x + c.
     cuts, children : ndarray of shape (n_cuts, n_axes + 1), float64, and (n_cuts, 2), int64
         The tree of cuts: points with a . x + c > 0 are in the first child, the others in the second; a child is a cut, or
@@ -132,13 +141,14 @@ class Subdivision:
     """
 
     n_regions: int
+    lines_a_layer: tuple[int, ...]
     complete: bool
     count_after_each_layer: tuple[int, ...]
     patterns: np.ndarray
     hashes: np.ndarray
     volumes: np.ndarray
     centres: np.ndarray
-    maps: np.ndarray | None
+    maps: np.ndarray
     cuts: np.ndarray
     children: np.ndarray
     n_vertices: np.ndarray | None = None

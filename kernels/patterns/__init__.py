@@ -1,0 +1,1 @@
+"""Activation patterns: which linear piece each unit is on, for samples by the million."""

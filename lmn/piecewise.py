@@ -1,0 +1,62 @@
+"""A chain on a regular grid's domain, as what exact subdivision takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lmn.domain import Domain
+from lmn.errors import LmnError
+from lmn.kernels.activations import Activation
+from lmn.kernels.regions.problem import PieceLayer, Problem, pieces
+from lmn.lowering import Affine, ChainStep
+
+
+def chain_problem(steps: list[ChainStep], domain: Domain, *, max_regions: int, threads: int) -> Problem:
+    """The chain with its first affine map composed with the cube's coordinates.
+
+    Raises
+    ------
+    LmnError
+        A layer that is not piecewise linear; weights that are not finite.
+    """
+    first, activations = _alternating(steps, len(domain.centre))
+    weight, bias = first.dense.numpy(), first.bias.numpy()
+    size = np.abs(weight) @ (np.abs(domain.centre) + np.abs(domain.half).sum(0)) + np.abs(bias)
+    layers = tuple(
+        PieceLayer(pieces(act, after.dense.shape[1]), np.ascontiguousarray(after.dense.numpy()), after.bias.numpy())
+        for act, after in activations
+    )
+    for values in (weight, bias, *(x for layer in layers for x in (layer.weight, layer.bias))):
+        if not np.isfinite(values).all():
+            raise LmnError("the model has weights that are not finite (NaN or infinity); is the training diverged?")
+    return Problem(weight @ domain.half.T, weight @ domain.centre + bias, size, layers, max_regions, threads)
+
+
+def _alternating(steps: list[ChainStep], n_in: int) -> tuple[Affine, list[tuple[Activation, Affine]]]:
+    """The first affine map, and each activation with the one after it; the identity where the steps have none."""
+    first, activations = _identity(n_in), list[tuple[Activation, Affine]]()
+    for step in steps:
+        if isinstance(step, Affine):
+            if activations:
+                act, after = activations[-1]
+                activations[-1] = act, after.then(step)
+            else:
+                first = first.then(step)
+        elif not step.piecewise_linear:
+            raise not_piecewise_linear(step)
+        elif step.name != "identity":
+            width = len(activations[-1][1].bias) if activations else len(first.bias)
+            activations.append((step, _identity(width)))
+    return first, activations
+
+
+def _identity(width: int) -> Affine:
+    return Affine(torch.ones(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
+
+
+def not_piecewise_linear(act: Activation) -> LmnError:
+    return LmnError(
+        f"'{act.where}' ({act.name}) is smooth, so the model has no linear regions; measure its linear mapping number, "
+        "lmn.measure(model, grid, metrics=('lmn',)), which is made for any activation."
+    )

@@ -1,0 +1,223 @@
+"""Pictures of regions: polygons filled by a quantity, and the decision boundary of the output."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lmn.domain import Array
+from lmn.errors import LmnError
+
+if TYPE_CHECKING:
+    from lmn.partition import Regions
+
+FILLS = {
+    "norm": "norm of the region's map, |A|",
+    "output": "output at the region's middle",
+    "layer": "activation that cut it last",
+    "volume": "log10 of the region's size",
+}
+_SLICE = 1024  # cells an axis in a picture of a slice
+_ENOUGH_POLYGONS_FOR_EDGES = 20_000  # above, edges would cover what they enclose
+
+
+def draw(
+    regions: Regions,
+    fill: str = "norm",
+    *,
+    output: int | None = None,
+    boundary: bool = True,
+    axis: int = 2,
+    at: float | None = None,
+    ax: Any = None,
+) -> Any:
+    """Draw the partition of a line, a plane or a box; three dimensions as a slice.
+
+    Parameters
+    ----------
+    regions : Regions
+    fill : {"norm", "output", "layer", "volume"}
+        What a region's colour tells: the Frobenius norm of its map; the output in its middle (the class with the largest
+        output, where there are several); the number of the activation that cut it last; the logarithm of its size. On a line
+        the outputs are drawn as they are, and the colour is that of the line's background.
+    output : int, optional
+        Of several outputs, the one to look at, instead of which is largest.
+    boundary : bool
+        Draw where the output is zero, or where the largest output changes.
+    axis, at : int and float
+        Of a box in three dimensions, the axis that the slice is perpendicular to, and where (default: its middle).
+    ax : matplotlib Axes, optional
+        Where to draw; default: a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    LmnError
+        matplotlib is not installed, an unknown fill, output or axis.
+    """
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise LmnError("plots need matplotlib; install it with pip install 'lmn[plot]'.") from error
+    if fill not in FILLS:
+        raise LmnError(f"fill is one of {list(FILLS)}; got {fill!r}.")
+    n_out = regions.linear_maps.A.shape[1]
+    if output is not None and not 0 <= output < n_out:
+        raise LmnError(f"output is one of the model's {n_out}, counted from 0; got {output!r}.")
+    if ax is None:
+        ax = plt.figure(figsize=(6.4, 5.6), layout="constrained").gca()
+    values = _values(regions, fill, output)
+    if regions.domain.n_axes == 1:
+        shown = _draw_line(ax, regions, values, output)
+    elif regions.domain.n_axes == 2:
+        shown = _draw_polygons(ax, regions, values, output, boundary)
+    else:
+        shown = _draw_slice(ax, regions, values, axis, at)
+    classes = fill == "output" and output is None and n_out > 1
+    label = "largest output" if classes else FILLS[fill]
+    if classes or fill == "layer":
+        names = np.arange(values.min(), values.max() + 1)
+        shown.set_cmap(plt.get_cmap("viridis", len(names)))
+        shown.set_clim(names[0] - 0.5, names[-1] + 0.5)
+        ax.figure.colorbar(shown, ax=ax, label=label, ticks=names if len(names) <= 20 else None)
+    else:  # a few extremes would take the contrast from all others
+        shown.set_clim(*np.quantile(values, (0.005, 0.995)))
+        ax.figure.colorbar(shown, ax=ax, label=label, extend="both")
+    ax.set_title(f"{regions.count:,} activation regions")
+    return ax
+
+
+def _values(regions: Regions, fill: str, output: int | None) -> Array:
+    """The quantity that a region's colour tells, shape (count,)."""
+    a, c = regions.linear_maps
+    if fill == "norm":
+        a = a if output is None else a[:, [output]]
+        return np.asarray(np.sqrt((a**2).sum(axis=(1, 2))))
+    if fill == "output":
+        y = np.einsum("rka,ra->rk", a, regions.points) + c
+        return np.asarray(y[:, output or 0] if output is not None or y.shape[1] == 1 else y.argmax(axis=1).astype(float))
+    if fill == "layer":
+        return regions.last_cuts.astype(float)
+    return np.asarray(np.log10(regions.volumes))
+
+
+def _axis_names(regions: Regions) -> Sequence[str]:
+    letter = "x" if regions.domain.kind == "box" else "t"
+    return [f"{letter}[{index}]" for index in range(regions.domain.n_axes)]
+
+
+def _draw_polygons(ax: Any, regions: Regions, values: Array, output: int | None, boundary: bool) -> Any:
+    from matplotlib.collections import LineCollection, PolyCollection
+
+    edges = regions.count <= _ENOUGH_POLYGONS_FOR_EDGES
+    polygons = PolyCollection(
+        regions.vertices,
+        array=values,
+        edgecolors="#00000066" if edges else "face",
+        linewidths=0.2 if edges else 0.05,
+        closed=True,
+    )
+    ax.add_collection(polygons, autolim=False)
+    if boundary:
+        ax.add_collection(LineCollection(_boundary(regions, output), colors="crimson", linewidths=1.4), autolim=False)
+    (x_low, y_low), (x_high, y_high) = regions.domain.low, regions.domain.high
+    names = _axis_names(regions)
+    ax.set(xlim=(x_low, x_high), ylim=(y_low, y_high), xlabel=names[0], ylabel=names[1])
+    ax.set_aspect("equal" if regions.domain.kind == "box" else "auto")
+    return polygons
+
+
+def _boundary(regions: Regions, output: int | None) -> list[Array]:
+    """Segments, each of shape (2, 2), on which an output is zero, or on which two outputs are equal and above the others."""
+    a, c = regions.linear_maps
+    segments = []
+    counts = np.array([len(polygon) for polygon in regions.vertices])
+    corners, region = np.concatenate(regions.vertices), np.repeat(np.arange(regions.count), counts)
+    y = np.einsum("vka,va->vk", a[region], corners) + c[region]
+    single = output is not None or y.shape[1] == 1
+    side = (y[:, [output or 0]] > 0) if single else y.argmax(axis=1)[:, None]
+    starts = np.cumsum(counts) - counts
+    mixed = np.flatnonzero(np.maximum.reduceat(side, starts)[:, 0] != np.minimum.reduceat(side, starts)[:, 0])
+    for index in mixed:
+        polygon, values = regions.vertices[index], y[starts[index] : starts[index] + counts[index]]
+        if single:
+            segments += _zeros(polygon, values[:, output or 0])
+            continue
+        rivals = np.flatnonzero(np.bincount(values.argmax(axis=1), minlength=values.shape[1]) > 0)
+        for first, second in itertools.combinations(map(int, rivals), 2):
+            for segment in _zeros(polygon, values[:, first] - values[:, second]):
+                segments += _where_largest(segment, a[index], c[index], first, second)
+    return segments
+
+
+def _zeros(polygon: Array, z: Array) -> list[Array]:
+    """Where an affine function with the values z at the vertices is zero: no segment or one."""
+    after = np.roll(np.arange(len(z)), -1)
+    crossed = np.flatnonzero((z > 0) != (z[after] > 0))
+    if len(crossed) != 2:
+        return []
+    t = (z[crossed] / (z[crossed] - z[after[crossed]]))[:, None]
+    return [polygon[crossed] + t * (polygon[after[crossed]] - polygon[crossed])]
+
+
+def _where_largest(segment: Array, a: Array, c: Array, first: int, second: int) -> list[Array]:
+    """The part of a segment on which output ``first``, and ``second`` which equals it, is above the others: none or one."""
+    y = np.delete(segment @ a.T + c, second, axis=1) - (segment @ a[first] + c[first])[:, None]
+    low, high = 0.0, 1.0
+    for start, stop in y.T:  # start + t (stop - start) <= 0
+        if start > 0 and stop > 0:
+            return []
+        if start > 0 or stop > 0:
+            zero = start / (start - stop)
+            low, high = (max(low, zero), high) if start > 0 else (low, min(high, zero))
+    return [segment[0] + np.array([[low], [high]]) * (segment[1] - segment[0])] if low < high else []
+
+
+def _draw_line(ax: Any, regions: Regions, values: Array, output: int | None) -> Any:
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    a, c = regions.linear_maps
+    ends = np.stack([np.sort(vertices[:, 0]) for vertices in regions.vertices])  # (count, 2)
+    order = np.argsort(ends[:, 0])
+    t = ends[order].ravel()
+    y = (ends[order][:, :, None] * a[order][:, None, :, 0] + c[order][:, None, :]).reshape(len(t), -1)
+    y = y if output is None else y[:, [output]]
+    low, high = float(y.min()), float(y.max())
+    margin = 0.05 * (high - low or 1.0)
+    strips = [Rectangle((left, low - margin), right - left, high - low + 2 * margin) for left, right in ends]
+    background = PatchCollection(strips, array=values, alpha=0.35, linewidths=0)
+    ax.add_collection(background, autolim=False)
+    ax.plot(t, y, color="black", linewidth=1)
+    ax.set(xlim=(t[0], t[-1]), ylim=(low - margin, high + margin), xlabel=_axis_names(regions)[0], ylabel="output")
+    return background
+
+
+def _draw_slice(ax: Any, regions: Regions, values: Array, axis: int, at: float | None) -> Any:
+    domain = regions.domain
+    if axis not in (0, 1, 2):
+        raise LmnError(f"axis is 0, 1 or 2; got {axis!r}.")
+    at = float(domain.low[axis] + domain.high[axis]) / 2 if at is None else at
+    if not domain.low[axis] <= at <= domain.high[axis]:
+        raise LmnError(f"the slice at {at} is outside of the box, {domain.low[axis]} to {domain.high[axis]} on axis {axis}.")
+    labels = regions.slice_labels(axis, at, _SLICE)
+    image = values[labels]
+    p, q = (other for other in range(3) if other != axis)
+    extent = (domain.low[p], domain.high[p], domain.low[q], domain.high[q])
+    shown = ax.imshow(image.T, origin="lower", extent=extent, interpolation="nearest")
+    edges = np.zeros(labels.shape, dtype=bool)
+    edges[1:] |= labels[1:] != labels[:-1]
+    edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    ink = np.zeros((*labels.T.shape, 4))
+    ink[..., 3] = 0.35 * edges.T
+    ax.imshow(ink, origin="lower", extent=extent, interpolation="nearest")
+    names = _axis_names(regions)
+    ax.set(xlabel=names[p], ylabel=names[q])
+    ax.text(0.02, 0.02, f"{names[axis]} = {at:.4g}", transform=ax.transAxes, backgroundcolor="#ffffffaa")
+    return shown

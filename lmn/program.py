@@ -1,0 +1,318 @@
+"""A traced tail as steps, each affine or of a known piecewise-linear kind: what regions of any network are found from."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lmn import operations
+from lmn.errors import LmnError
+from lmn.kernels.activations import Activation
+from lmn.kernels.regions.windows import Windows
+
+Value = Any  # a Tensor with the batch first, or a tuple of them
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operation on results that depend on the sample.
+
+    Attributes
+    ----------
+    name : str
+        Of the node, for messages.
+    sources : tuple of int
+        The results that it takes, by slot; the sample is in slot 0.
+    target : int
+        The slot that its result goes to.
+    run : callable
+        (sources, batch size) to the result, by torch.
+    bend : Activation, Windows or None
+        What it is, if it is not affine: a pointwise activation of its one source, or the largest of each of some windows.
+    shape : tuple of int
+        Of its result for one sample.
+    done : tuple of int
+        Slots that nothing needs after it.
+    """
+
+    name: str
+    sources: tuple[int, ...]
+    target: int
+    run: Callable[[Sequence[Value], int], Value]
+    bend: Activation | Windows | None
+    shape: tuple[int, ...]
+    done: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Steps from samples of shape (n, *sample_shape) to outputs, with weights of their own in one dtype."""
+
+    steps: tuple[Step, ...]
+    output: int
+    widest: int
+
+    @property
+    def bends(self) -> tuple[Activation | Windows, ...]:
+        return tuple(step.bend for step in self.steps if step.bend is not None)
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """The outputs, (n, n_out), of samples."""
+        values: dict[int, Value] = {0: h}
+        for step in self.steps:
+            values[step.target] = step.run([values[slot] for slot in step.sources], len(h))
+            for slot in step.done:
+                del values[slot]
+        out: Tensor = values[self.output]
+        return out.reshape(len(h), -1)
+
+
+def program(graph_module: fx.GraphModule, sample: Tensor) -> Program:
+    """The steps of a traced tail, computed in the sample's dtype, with a copy of the weights that it has now.
+
+    Parameters
+    ----------
+    graph_module : fx.GraphModule
+        Of one placeholder, the sample.
+    sample : Tensor of shape (1, ...)
+
+    Raises
+    ------
+    LmnError
+        An operation that is not piecewise linear, or not known to be.
+    """
+    own = copy.deepcopy(graph_module).to(sample.dtype).requires_grad_(False)
+    return _Builder(own, sample).build()
+
+
+@dataclass(frozen=True)
+class _OfBatch:
+    """A number that grows linearly with the batch, such as its size or a number of values: offset + slope * batch."""
+
+    offset: int
+    slope: int
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps every result."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.extra_traceback = False
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = tuple(value.shape)  # of now: an operation in place may change it
+        return value
+
+
+class _Builder:
+    def __init__(self, module: fx.GraphModule, sample: Tensor) -> None:
+        self._module, self._sample = module, sample
+        self._two, self._three = _Recorder(module), _Recorder(module)
+        with torch.no_grad():
+            for recorder, n in ((self._two, 2), (self._three, 3)):
+                recorder.run(sample.repeat(n, *[1] * (sample.ndim - 1)))
+        self._slots: dict[fx.Node, int] = {}
+        self._values_only: set[fx.Node] = set()  # operations that return (values, indices), of which the values are kept
+        self._steps: list[Step] = []
+
+    def build(self) -> Program:
+        output = -1
+        for node in self._module.graph.nodes:
+            if node.op == "placeholder":
+                self._slots[node] = 0
+            elif node.op == "output":
+                output = self._output(node)
+            elif node.op != "get_attr":
+                self._read(node)
+        return Program(self._with_ends(output), output, self._widest())
+
+    def _read(self, node: fx.Node) -> None:
+        sources = [source for source in node.all_input_nodes if source in self._slots]
+        value = self._three.env[node]
+        tensors = isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(isinstance(x, Tensor) for x in value))
+        grows = any(self._of_batch(source) for source in node.all_input_nodes if source not in self._slots)
+        if not tensors or not (sources or grows):
+            return  # a shape, a number, or what depends on weights alone
+        module = self._submodule(node)
+        if node.target is operator.getitem and node.args[0] in self._values_only:
+            if node.args[1] != 0:
+                raise LmnError(f"'{node.name}' uses the indices of a maximum, which are not piecewise linear.")
+            self._slots[node] = self._slots[sources[0]]
+            return
+        bend = self._bend(node, module, sources)
+        run = self._runner(node, module, sources)
+        if bend is None:
+            self._check_affine(node, module, run, sources)
+        elif isinstance(value, tuple | list):
+            run = _first_of(run)
+            self._values_only.add(node)
+            value = value[0]
+        elif self._two.shapes[node][:1] != (2,) or self._three.shapes[node][:1] != (3,):
+            raise LmnError(f"'{node.name}' does not keep the batch first.")
+        shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
+        target = len(self._steps) + 1
+        self._steps.append(Step(node.name, tuple(self._slots[s] for s in sources), target, run, bend, shape))
+        if operations.in_place(node, module) and sources:
+            overwritten = self._slots[sources[0]]
+            for other, slot in self._slots.items():
+                if slot == overwritten:
+                    self._slots[other] = target
+        self._slots[node] = target
+
+    def _submodule(self, node: fx.Node) -> nn.Module | None:
+        return self._three.fetch_attr(str(node.target)) if node.op == "call_module" else None
+
+    # -- arguments -------------------------------------------------------------------------------------------------------
+
+    def _of_batch(self, node: fx.Node) -> bool:
+        return _linear(self._two.env[node], self._three.env[node]) is not None
+
+    def _argument(self, node: fx.Node) -> Any:
+        """What a node that is no sample-dependent tensor gives: a constant, or a function of the batch's size."""
+        value = self._three.env[node]
+        if isinstance(value, Tensor):
+            return value
+        return _linear(self._two.env[node], value) or value
+
+    def _runner(
+        self, node: fx.Node, module: nn.Module | None, sources: list[fx.Node]
+    ) -> Callable[[Sequence[Value], int], Value]:
+        places = {source: index for index, source in enumerate(sources)}
+        known = {other: self._argument(other) for other in node.all_input_nodes if other not in places}
+        target: Any = module if module is not None else node.target
+
+        def run(values: Sequence[Value], batch: int) -> Value:
+            def argument(other: fx.Node) -> Any:
+                return values[places[other]] if other in places else _at_batch(known[other], batch)
+
+            args: Any = fx.node.map_arg(node.args, argument)
+            kwargs: Any = fx.node.map_arg(node.kwargs, argument)
+            if node.op == "call_method":
+                return getattr(args[0], target)(*args[1:], **kwargs)
+            return target(*args, **kwargs)
+
+        return run
+
+    # -- what a node is ----------------------------------------------------------------------------------------------------
+
+    def _bend(self, node: fx.Node, module: nn.Module | None, sources: list[fx.Node]) -> Activation | Windows | None:
+        name, where = operations.name_of(node, module), _where(node)
+        shapes = [self._three.shapes[source][1:] for source in sources if source in self._three.shapes]
+        others = [arg for arg in node.args if arg not in sources]
+        args: Any = tuple(self._three.map_nodes_to_values(others, node))  # type: ignore[arg-type]
+        kwargs: Any = self._three.map_nodes_to_values(node.kwargs, node)
+        found: Activation | Windows | None = None
+        if module is not None and hasattr(module, "breakpoints"):
+            found = operations.custom_activation(module, where)
+        elif module is not None and type(module) in operations.ACTIVATION_MODULES:
+            name = operations.ACTIVATION_MODULES[type(module)]
+            found = operations.read_activation(
+                name, {key: getattr(module, key) for key in operations.ACTIVATION_FUNCTIONS[name]}, shapes[0], where
+            )
+        elif module is None and name in operations.ACTIVATION_FUNCTIONS and len(sources) == 1:
+            found = operations.read_activation(name, operations.parameters_of(name, args, kwargs), shapes[0], where)
+        elif shapes and (name in operations.MAXIMA or "pool" in name.lower()):
+            value = self._three.env[node]
+            out = value[0] if isinstance(value, tuple | list) else value
+            options = operations.window_options(name, args, kwargs, module)
+            found = operations.read_windows(name, options, shapes, tuple(out.shape[1:]), where)
+        if isinstance(found, Activation) and not found.piecewise_linear:
+            raise not_piecewise_linear(found.name, where)
+        return found
+
+    def _check_affine(
+        self, node: fx.Node, module: nn.Module | None, run: Callable[[Sequence[Value], int], Value], sources: list[fx.Node]
+    ) -> None:
+        """Known to be affine, and it is: of a mixture of two arguments it gives the mixture of its results."""
+        name = operations.name_of(node, module)
+        known = type(module) in operations.AFFINE_MODULES if module is not None else name in operations.AFFINE
+        if name in operations.SMOOTH:
+            raise not_piecewise_linear(name, _where(node))
+        if not known or (module is not None and not operations.is_plain(module)):
+            raise LmnError(
+                f"'{_where(node)}' ({name}) is not known to be affine or piecewise linear; write it with torch's modules and "
+                "functions, or count regions over samples of a network without it."
+            )
+        generator = torch.Generator().manual_seed(0)
+        probes = []
+        for source in sources:
+            shape = self._three.shapes.get(source)
+            if shape is None:
+                return  # parts of a tuple: checked where they are used
+            first, second = torch.randn(2, 1, *shape[1:], generator=generator, dtype=torch.float64)
+            probes.append(torch.cat([first, second, 0.3 * first + 0.7 * second]).to(self._sample))
+        with torch.no_grad():
+            out = run(probes, 3)
+        for part in out if isinstance(out, tuple | list) else (out,):
+            expected = 0.3 * part[0] + 0.7 * part[1]
+            tolerance = 100 * torch.finfo(self._sample.dtype).eps * float(part.abs().max() + 1)
+            if part.shape[:1] != (3,) or float((part[2] - expected).abs().max() if part.numel() else 0.0) > tolerance:
+                raise not_piecewise_linear(name, _where(node))
+
+    # -- the whole -------------------------------------------------------------------------------------------------------
+
+    def _output(self, node: fx.Node) -> int:
+        (result,) = node.args
+        if not isinstance(result, fx.Node) or result not in self._slots:
+            raise LmnError("the output does not depend on the sample: there is one region, and nothing to look for.")
+        return self._slots[result]
+
+    def _with_ends(self, output: int) -> tuple[Step, ...]:
+        """The steps that the output needs, each with the slots that nothing needs after it."""
+        needed, steps = {output}, list[Step]()
+        for step in reversed(self._steps):
+            if step.target in needed:
+                done = tuple(slot for slot in dict.fromkeys(step.sources) if slot not in needed)
+                needed.update(step.sources)
+                steps.append(replace(step, done=done))
+        return tuple(reversed(steps))
+
+    def _widest(self) -> int:
+        sizes = [self._sample[0].numel()]
+        sizes += [shape.numel() for shape in map(torch.Size, (step.shape for step in self._steps))]
+        return max(sizes)
+
+
+def not_piecewise_linear(name: str, where: str) -> LmnError:
+    return LmnError(
+        f"'{where}' ({name}) is not piecewise linear, so the model has no linear regions; measure its linear mapping number, "
+        "lmn.measure(model, grid, metrics=('lmn',)), which is made for any activation."
+    )
+
+
+def _where(node: fx.Node) -> str:
+    return str(node.target).removeprefix("model.") if node.op == "call_module" else node.name
+
+
+def _first_of(run: Callable[[Sequence[Value], int], Value]) -> Callable[[Sequence[Value], int], Value]:
+    return lambda values, batch: run(values, batch)[0]
+
+
+def _linear(two: Any, three: Any) -> Any:
+    """What numbers, or tuples of them, are as functions of the batch's size by what they are for 2 and 3; None: constants."""
+    if isinstance(three, tuple | list):
+        parts = [_linear(a, b) for a, b in zip(two, three, strict=True)]
+        return (
+            None if all(part is None for part in parts) else [b if p is None else p for p, b in zip(parts, three, strict=True)]
+        )
+    if isinstance(three, int) and not isinstance(three, bool) and three != two:
+        return _OfBatch(3 * two - 2 * three, three - two)
+    return None
+
+
+def _at_batch(value: Any, batch: int) -> Any:
+    if isinstance(value, _OfBatch):
+        return value.offset + value.slope * batch
+    if isinstance(value, list | tuple) and any(isinstance(x, _OfBatch | list | tuple) for x in value):
+        return [_at_batch(x, batch) for x in value]
+    return value
