@@ -134,11 +134,11 @@ def _clamp(min: float | None = None, max: float | None = None) -> Activation:  #
     return Activation("clamp", "clamp", lambda z: z.clamp(low, high), p0=low, p1=high, piecewise_linear=True)
 
 
-def _clamp_min(min: float) -> Activation:  # noqa: A002
+def _clamp_min(min: float = 0.0) -> Activation:  # noqa: A002
     return _clamp(min=min)
 
 
-def _clamp_max(max: float) -> Activation:  # noqa: A002
+def _clamp_max(max: float = 0.0) -> Activation:  # noqa: A002
     return _clamp(max=max)
 
 
