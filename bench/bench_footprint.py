@@ -109,9 +109,21 @@ def bench_memory_of_connectivity(benchmark: BenchmarkFixture, model: str, n: int
     n = max(8, n // 32) if smoke else n
     script = _MEMORY.format(model=_MODELS[model], n=n, call="connectivity", options="", itemsize=4)
     found = benchmark.pedantic(child, (script,), rounds=1)
+    assert found["beyond"] < 64 * _MIB
     RATIOS.append(
         f"{model}, N = {n}, connectivity: {found['beyond'] / _MIB:.1f} MiB beyond the matrix; {found['seconds']:.2f} s"
     )
+
+
+@pytest.mark.parametrize(("m", "threads"), [(21, 8), (3, 8)])
+def bench_memory_of_many_threads(benchmark: BenchmarkFixture, m: int, threads: int, smoke: bool) -> None:
+    """Memory of the generic path, whose chunks grow with the threads up to a limit."""
+    n = 64 if smoke else 512
+    options = f"m={m}, threads={threads}, "
+    script = _MEMORY.format(model="Residual()", n=n, call="connectivity", options=options, itemsize=4)
+    found = benchmark.pedantic(child, (script,), rounds=1)
+    assert found["beyond"] < 64 * _MIB
+    RATIOS.append(f"residual 100 (generic), m = {m}, {threads} threads: {found['beyond'] / _MIB:.1f} MiB beyond the matrix")
 
 
 def bench_the_largest(benchmark: BenchmarkFixture, smoke: bool) -> None:

@@ -55,11 +55,13 @@ def _anything(_: Any) -> tuple[bool, str]:
 
 
 def _chains(problem: Any) -> tuple[bool, str]:
-    return problem.chain is not None, f"it takes chains of affine maps and activations: {problem.why_no_chain}"
+    if problem.chain is None:
+        return False, f"it takes chains of affine maps and activations: {problem.why_no_chain}"
+    return True, ""
 
 
 def _what_has_float64(problem: Any) -> tuple[bool, str]:
-    return problem.double, "the model can't be computed in float64"
+    return problem.double, "" if problem.double else "the model can't be computed in float64"
 
 
 _CONNECTIVITY = "lmn.kernels.connectivity."

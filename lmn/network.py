@@ -113,7 +113,7 @@ class Network:
 
     def _tail(self, h: Tensor) -> Tensor:
         out = self._substituted(self._dummies(h), h) if self._graph is None else self._in_dtype(self._graph, h)
-        return out.reshape(len(h), -1)
+        return out.reshape(len(h), -1).to(h.dtype)  # a model may cast its output
 
     def _substituted(self, inputs: Tensor, h: Tensor) -> Tensor:
         """The whole model on inputs, with h for the tap's output."""

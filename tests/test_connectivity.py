@@ -132,6 +132,50 @@ def test_an_outlier_does_not_hide_the_others(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", FAST)
+def test_units_that_few_samples_switch_on_may_cancel(backend: str) -> None:
+    # Six equal units whose weights add up to zero: the output is constant, to the rounding of what cancels.
+    torch.manual_seed(22)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU6(), nn.Linear(6, 1)).double()
+    row = torch.randn(4, dtype=torch.float64)
+    model[0].weight.data[:], model[0].bias.data[:] = row / row.norm(), -1.7
+    model[2].weight.data[:] = torch.tensor([[0.3, -0.7, 0.11, 0.29, 0.37, -0.37]])
+    model[2].weight.data[0, 5] -= model[2].weight.data.sum()
+    x = torch.randn(100, 4, dtype=torch.float64)
+    assert 0 < int((model[0](x)[:, 0] > 0).sum()) < 10
+    torch.testing.assert_close(lmn.connectivity(model, x, backend=backend, progress=False), torch.ones(100, 100).double())
+
+
+@pytest.mark.parametrize("chain", [True, False])
+def test_a_model_may_cast_its_output(chain: bool) -> None:
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 9), nn.Linear(9, 9)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = torch.tanh(self.a(x))
+            return (self.b(h) if chain else self.b(h) + h).double()
+
+    torch.manual_seed(26)
+    model, x = Cast(), torch.randn(11, 4)
+    expected = lmn.connectivity(model, x, backend="reference", progress=False)
+    torch.testing.assert_close(lmn.connectivity(model, x, progress=False), expected, rtol=0, atol=1e-5, check_dtype=False)
+    torch.testing.assert_close(
+        lmn.connectivity(model, x, backend="torch", progress=False), expected, rtol=0, atol=1e-5, check_dtype=False
+    )
+
+
+def test_progress_is_told_of_a_wide_model_with_few_outputs() -> None:
+    model, told = nn.Sequential(nn.Linear(4, 50_000), nn.SiLU(), nn.Linear(50_000, 1)), list[int]()
+    with Subject(model, as_grid(torch.randn(9, 4))) as subject:
+        h = subject.samples(torch.arange(9))
+        problem, _ = plan(subject.network, chain_plan(subject.network, h), h, 21, 2)
+        torch_eager.connectivity(problem, torch.empty(9, 9), told.append)
+    assert sum(told) == 36
+    assert len(told) > 1
+
+
+@pytest.mark.parametrize("backend", FAST)
 def test_activations_in_a_row_and_bottlenecks(backend: str) -> None:
     torch.manual_seed(5)
     model = nn.Sequential(
@@ -216,10 +260,11 @@ def test_panels_make_the_same_matrix(backend: str, n: int, monkeypatch: pytest.M
     torch.testing.assert_close(whole, panels, rtol=0, atol=1e-5 if backend == "torch" else 2e-6)
 
 
+@pytest.mark.parametrize("n_out", [1, 3])
 @pytest.mark.parametrize("backend", ["cpp", "numba", "torch"])
-def test_the_result_does_not_depend_on_the_chunk(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_does_not_depend_on_the_chunk(backend: str, n_out: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(23)
-    model, x = network("gelu", 17, 3, depth=2), torch.randn(40, 4)
+    model, x = network("gelu", 17, n_out, depth=2), torch.randn(41, 4)  # 820 pairs
     one = lmn.connectivity(model, x, backend=backend, progress=False)
     monkeypatch.setattr(cpp, "_PAIRS_A_CALL", 100)
     monkeypatch.setattr(numba_cpu, "_PAIRS_A_TASK", 64)
@@ -343,10 +388,14 @@ x = torch.randn(37, 5)
 for hidden, last in ((1, 1), (17, 3), (100, 31)):
     layers = (torch.nn.Linear(5, hidden), torch.nn.SiLU(), torch.nn.Linear(hidden, hidden), torch.nn.ReLU())
     model = torch.nn.Sequential(*layers, torch.nn.Linear(hidden, last))
-    for backend in ("cpp", "numba", "torch"):
+    class Residual(torch.nn.Module):
+        def forward(self, h, model=model):
+            return model(h) + h[:, :1]
+    for name, tail, backend in [("chain", model, b) for b in ("cpp", "numba", "torch")] + [("residual", Residual(), "torch")]:
         for dtype in (torch.float32, torch.float64):
-            matrix = lmn.connectivity(model.to(dtype), x.to(dtype), backend=backend, progress=False)
-            print(hidden, backend, dtype, hashlib.sha256(matrix.numpy().tobytes()).hexdigest())
+            model.to(dtype)
+            matrix = lmn.connectivity(tail, x.to(dtype), backend=backend, progress=False)
+            print(hidden, name, backend, dtype, hashlib.sha256(matrix.numpy().tobytes()).hexdigest())
 """
 
 

@@ -7,6 +7,10 @@ u(λ) = y(λ) - y_i - λ (y_j - y_i) is zero at both ends, so the m - 2 interior
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -15,7 +19,10 @@ from lmn.kernels.threads import torch_threads
 
 _CACHE_BYTES = 3 << 19  # of a chunk's widest intermediate result, a core: fastest for 100 to 6,000 values a sample
 _GPU_BYTES = 1 << 28
-_MOST_PAIRS = 1 << 16  # of which the sums are taken together
+_MOST_CACHE_BYTES = 1 << 23  # however many cores: memory is bounded
+_MOST_PAIRS, _MOST_CHUNKS = 1 << 16, 16  # of which the sums are taken together: progress is told after each
+_SUMS_BYTES = 1 << 22
+_BYTES_AN_OUTPUT = 80  # of a pair, in float64, while its sums become r^2
 
 
 def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
@@ -23,8 +30,7 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
     pairs = problem.pairs
     out.fill_diagonal_(1)
     single = problem.samples.dtype == torch.float32
-    _keep_freed_memory()
-    with torch.no_grad(), torch_threads(problem.threads):
+    with torch.no_grad(), torch_threads(problem.threads), _freed_memory_kept(out.device):
         runner = _Runner(problem, problem.samples)
         again = _Runner(problem, problem.samples.double()) if single and problem.double else None
         redone = 0
@@ -46,13 +52,23 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
     return redone
 
 
-def _keep_freed_memory() -> None:
-    """Have the C library keep what each chunk frees for the next one.
+@contextmanager
+def _freed_memory_kept(device: torch.device) -> Iterator[None]:
+    """Have the C library keep what each chunk frees for the next one, and give it back to the system at the end.
 
-    glibc gives freed memory back to the system past a threshold that grows with the largest block freed so far, 32 MiB at
-    most; below it, every chunk pays for its pages again, a fifth to a third of its time. The block is never written to.
+    glibc gives freed memory back past a threshold that grows with the largest block freed so far, 32 MiB at most; below it,
+    every chunk pays for its pages again, a fifth to a third of its time. The block is never written to.
     """
-    torch.empty(31 << 20, dtype=torch.uint8)
+    if device.type != "cpu":
+        yield
+        return
+    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
+    try:
+        yield
+    finally:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)
 
 
 def _extreme(y: Tensor) -> Tensor | None:
@@ -74,8 +90,10 @@ class _Runner:
         self._ones = torch.ones_like(self._t)
         self._y = torch.cat([problem.tail(part.clone()) for part in h.split(problem.batch)])
         self._scale = _extreme(self._y)
-        self._chunk = self._pairs_of(problem.widest)
-        self.pairs_a_batch = self._chunk * max(1, self._pairs_of(n_out) // self._chunk)
+        steps = (m - 2) * h.element_size()
+        most = max(1, _SUMS_BYTES // ((2 * steps + _BYTES_AN_OUTPUT) * n_out))
+        self._chunk = min(most, self._pairs_of(steps * problem.widest))
+        self.pairs_a_batch = self._chunk * min(_MOST_CHUNKS, most // self._chunk)
         if h.dtype == torch.float32:
             self._noise = ((self._y.double() - problem.y) ** 2).mean(0)
         else:
@@ -83,10 +101,11 @@ class _Runner:
         if self._scale is not None:
             self._noise *= self._scale.double() ** 2
 
-    def _pairs_of(self, values: int) -> int:
-        """The pairs whose interior points fit the cache with so many values each."""
-        budget = _GPU_BYTES if self._h.device.type != "cpu" else _CACHE_BYTES * self._problem.threads
-        return max(1, min(_MOST_PAIRS, budget // ((self._problem.m - 2) * values * self._h.element_size())))
+    def _pairs_of(self, n_bytes: int) -> int:
+        """The pairs that fit the cache with so many bytes each."""
+        cache = min(_CACHE_BYTES * self._problem.threads, _MOST_CACHE_BYTES)
+        budget = cache if self._h.device.type == "cpu" else _GPU_BYTES
+        return max(1, min(_MOST_PAIRS, budget // n_bytes))
 
     def _outputs(self, i: Tensor, j: Tensor) -> Tensor:
         """The tail at the interior points of pairs: (m - 2, n_pairs, n_out)."""
