@@ -9,6 +9,8 @@
 #include <optional>
 #include <tuple>
 
+#include "bend.hpp"
+#include "cells.hpp"
 #include "components.hpp"
 #include "connectivity_host.hpp"
 #include "cpu.hpp"
@@ -130,6 +132,26 @@ py::array_t<T> as_array(std::vector<T>&& values, std::vector<py::ssize_t> shape)
     return py::array_t<T>(std::move(shape), kept->data(), owner);
 }
 
+// What is told of regions whether or not their maps were composed here; the columns are moved out.
+py::dict columns_of(lmn::Subdivision& found, int dimension, bool geometry) {
+    const py::ssize_t n = found.n_regions, axes = dimension;
+    py::dict out;
+    out["n_regions"] = n;
+    out["measure"] = as_array(std::move(found.measure), {n});
+    out["centre"] = as_array(std::move(found.centre), {n, axes});
+    if (!geometry) return out;
+    const py::ssize_t vertices = py::ssize_t(found.vertex_id.size()), facets = py::ssize_t(found.facet_id.size());
+    const py::ssize_t edges = py::ssize_t(found.edge_id.size());
+    out["n_vertices"] = as_array(std::move(found.n_vertices), {n});
+    out["vertex"] = as_array(std::move(found.vertex), {vertices, axes});
+    out["vertex_id"] = as_array(std::move(found.vertex_id), {vertices});
+    out["n_facets"] = as_array(std::move(found.n_facets), {n});
+    out["facet_id"] = as_array(std::move(found.facet_id), {facets});
+    out["facet_line"] = as_array(std::move(found.facet_line), {facets});
+    out["edge_id"] = as_array(std::move(found.edge_id), {edges});
+    return out;
+}
+
 py::dict subdivide(const Array& a, const Array& c, const Array& size, const std::vector<PieceLayer>& layers,
                    double relative_tolerance, bool geometry, int64_t max_regions, int threads) {
     require(a.ndim() == 2 && a.shape(1) >= 1 && a.shape(1) <= 3, "a is (units, dimension) with 1 to 3 dimensions");
@@ -158,29 +180,15 @@ py::dict subdivide(const Array& a, const Array& c, const Array& size, const std:
         });
     }
     if (interrupted) throw py::error_already_set();
+    py::dict out = columns_of(found, dimension, geometry);
     const py::ssize_t n = found.n_regions, axes = dimension;
-    py::dict out;
-    out["n_regions"] = n;
     out["stopped"] = found.stopped;
     out["after_layer"] = found.after_layer;
-    out["hash"] = as_array(std::move(found.hash), {n});
     out["pattern"] = as_array(std::move(found.pattern), {n, py::ssize_t(found.n_words)});
-    out["measure"] = as_array(std::move(found.measure), {n});
-    out["centre"] = as_array(std::move(found.centre), {n, axes});
     const py::ssize_t cuts = found.tree.size();
     out["cut"] = as_array(std::move(found.tree.cut), {cuts, axes + 1});
     out["child"] = as_array(std::move(found.tree.child), {cuts, 2});
     out["map"] = as_array(std::move(found.map), {n, py::ssize_t(found.n_out), axes + 1});
-    if (!geometry) return out;
-    const py::ssize_t vertices = py::ssize_t(found.vertex_id.size()), facets = py::ssize_t(found.facet_id.size());
-    const py::ssize_t edges = py::ssize_t(found.edge_id.size());
-    out["n_vertices"] = as_array(std::move(found.n_vertices), {n});
-    out["vertex"] = as_array(std::move(found.vertex), {vertices, axes});
-    out["vertex_id"] = as_array(std::move(found.vertex_id), {vertices});
-    out["n_facets"] = as_array(std::move(found.n_facets), {n});
-    out["facet_id"] = as_array(std::move(found.facet_id), {facets});
-    out["facet_line"] = as_array(std::move(found.facet_line), {facets});
-    out["edge_id"] = as_array(std::move(found.edge_id), {edges});
     return out;
 }
 
@@ -230,10 +238,105 @@ int64_t count_components(int64_t n_nodes, const py::array_t<int64_t, py::array::
     return lmn::count_components(n_nodes, edges.shape(0), edges.data());
 }
 
-// ---- activation patterns -------------------------------------------------------------------------------------------
+// ---- cells cut by one bend at a time -------------------------------------------------------------------------------
 
 using Words = py::array_t<uint64_t, py::array::c_style>;
 using Longs = py::array_t<int64_t, py::array::c_style>;
+using Doubles = py::array_t<double, py::array::c_style>;  // never converted: they are large
+
+lmn::Units units_of(const lmn::Cells& cells, const Doubles& values, const Array& size, double relative_tolerance) {
+    require(values.ndim() == 3 && values.shape(0) == cells.size() && values.shape(1) == cells.dimension + 1,
+            "values are (cells, dimension + 1, units)");
+    require(size.size() == values.shape(2), "size is (units)");
+    return {int64_t(values.shape(2)), values.data(), size.data(), relative_tolerance};
+}
+
+py::tuple told(lmn::CutCells&& cut) {
+    const py::ssize_t n = cut.cells.size(), n_cuts = cut.tree.size(), axes = cut.cells.dimension;
+    auto parent = as_array(std::move(cut.parent), {n});
+    auto pattern = as_array(std::move(cut.pattern), {n, py::ssize_t(cut.n_words)});
+    auto cuts = as_array(std::move(cut.tree.cut), {n_cuts, axes + 1});
+    auto children = as_array(std::move(cut.tree.child), {n_cuts, 2});
+    auto root = as_array(std::move(cut.root), {py::ssize_t(cut.root.size())});
+    const bool stopped = cut.stopped;
+    auto cells = std::make_unique<lmn::Cells>(std::move(cut.cells));
+    return py::make_tuple(py::cast(std::move(cells)), parent, pattern, cuts, children, root, stopped);
+}
+
+py::tuple cut_by_lines(const lmn::Cells& cells, const Doubles& values, const Array& size, const Indices& unit,
+                       const Array& breakpoint, int32_t first_line, double relative_tolerance, int64_t max_cells, int threads) {
+    const lmn::Units units = units_of(cells, values, size, relative_tolerance);
+    require(unit.size() == breakpoint.size(), "unit and breakpoint are (lines)");
+    for (py::ssize_t i = 0; i < unit.size(); ++i) require(unit.data()[i] >= 0 && unit.data()[i] < units.count, "no such unit");
+    const lmn::UnitLines lines{int64_t(unit.size()), unit.data(), breakpoint.data(), first_line};
+    lmn::CutCells cut;
+    {
+        const py::gil_scoped_release release;
+        cut = lmn::cut_by_lines(cells, units, lines, max_cells, threads);
+    }
+    return told(std::move(cut));
+}
+
+void check_members(const Longs& members, int64_t n_units) {
+    require(members.ndim() == 2, "members are (windows, width)");
+    for (py::ssize_t i = 0; i < members.size(); ++i)
+        require(members.data()[i] >= -1 && members.data()[i] < n_units, "no such unit");
+}
+
+py::tuple cut_by_windows(const lmn::Cells& cells, const Doubles& values, const Array& size, const Longs& members, int sign,
+                         int bits, int32_t first_line, double relative_tolerance, int64_t max_cells, int threads) {
+    const lmn::Units units = units_of(cells, values, size, relative_tolerance);
+    check_members(members, units.count);
+    const lmn::UnitWindows windows{int64_t(members.shape(0)), int64_t(members.shape(1)), members.data(), sign, bits, first_line};
+    lmn::CutCells cut;
+    {
+        const py::gil_scoped_release release;
+        cut = lmn::cut_by_windows(cells, units, windows, max_cells, threads);
+    }
+    return told(std::move(cut));
+}
+
+lmn::PartValues parts_of(const Doubles& values, const Longs& parent, const Words& pattern) {
+    require(values.ndim() == 3 && pattern.ndim() == 2 && pattern.shape(0) == parent.size(), "parent and pattern are of the parts");
+    for (py::ssize_t i = 0; i < parent.size(); ++i)
+        require(parent.data()[i] >= 0 && parent.data()[i] < values.shape(0), "no such parent");
+    return {int64_t(parent.size()), int64_t(values.shape(1)), int64_t(values.shape(2)), parent.data(), values.data(),
+            pattern.data(), int64_t(pattern.shape(1))};
+}
+
+Doubles bend_units(const Doubles& values, const Longs& parent, const Words& pattern, const Array& slope, const Array& offset,
+                   int threads) {
+    const lmn::PartValues parts = parts_of(values, parent, pattern);
+    require(slope.ndim() == 2 && slope.shape(0) == parts.n_units && slope.shape(1) >= 2 && offset.size() == slope.size(),
+            "slope and offset are (units, pieces)");
+    const int64_t n_breakpoints = slope.shape(1) - 1;
+    require(parts.n_words * 64 >= parts.n_units * n_breakpoints, "the pattern has a bit a line");
+    Doubles out({parts.n_parts, parts.n_points, parts.n_units});
+    double* to = out.mutable_data();
+    const py::gil_scoped_release release;
+    lmn::bend_units(parts, n_breakpoints, slope.data(), offset.data(), to, threads);
+    return out;
+}
+
+Doubles bend_windows(const Doubles& values, const Longs& parent, const Words& pattern, const Longs& members, int bits, int threads) {
+    const lmn::PartValues parts = parts_of(values, parent, pattern);
+    check_members(members, parts.n_units);
+    const int64_t n_windows = members.shape(0), width = members.shape(1);
+    require(parts.n_words * 64 >= n_windows * bits, "the pattern has bits for each window");
+    Doubles out({parts.n_parts, parts.n_points, n_windows});
+    double* to = out.mutable_data();
+    const int64_t* member = members.data();
+    const py::gil_scoped_release release;
+    lmn::bend_windows(parts, n_windows, width, member, bits, to, threads);
+    return out;
+}
+
+py::dict described(const lmn::Cells& cells) {
+    lmn::Subdivision found = lmn::described(cells);
+    return columns_of(found, cells.dimension, true);
+}
+
+// ---- activation patterns -------------------------------------------------------------------------------------------
 
 template <class T>
 void pack_bits(const py::array_t<T, py::array::c_style>& z, const Array& breakpoints, Words& words, int64_t first_word, int threads) {
@@ -281,6 +384,20 @@ PYBIND11_MODULE(_core, module) {
     module.def("multiply_add_rate", &multiply_add_rate, py::arg("isa") = "");
     module.def("subdivide", &subdivide, py::arg("a"), py::arg("c"), py::arg("size"), py::arg("layers"),
                py::arg("relative_tolerance"), py::arg("geometry"), py::arg("max_regions"), py::arg("threads"));
+    py::class_<lmn::Cells>(module, "Cells")
+        .def(py::init(&lmn::cube_of), py::arg("dimension"), py::arg("first_line"))
+        .def("__len__", &lmn::Cells::size)
+        .def("part", &lmn::part_of, py::arg("first"), py::arg("last"))
+        .def("described", &described)
+        .def("cut_by_lines", &cut_by_lines, py::arg("values").noconvert(), py::arg("size"), py::arg("unit"),
+             py::arg("at"), py::arg("first_line"), py::arg("relative_tolerance"), py::arg("max_cells"), py::arg("threads"))
+        .def("cut_by_windows", &cut_by_windows, py::arg("values").noconvert(), py::arg("size"), py::arg("members").noconvert(),
+             py::arg("sign"), py::arg("bits"), py::arg("first_line"), py::arg("relative_tolerance"), py::arg("max_cells"),
+             py::arg("threads"));
+    module.def("bend_units", &bend_units, py::arg("values").noconvert(), py::arg("parent").noconvert(),
+               py::arg("pattern").noconvert(), py::arg("slope"), py::arg("offset"), py::arg("threads"));
+    module.def("bend_windows", &bend_windows, py::arg("values").noconvert(), py::arg("parent").noconvert(),
+               py::arg("pattern").noconvert(), py::arg("members").noconvert(), py::arg("bits"), py::arg("threads"));
     module.def("locate", &locate, py::arg("cuts"), py::arg("children"), py::arg("points"), py::arg("threads"));
     module.def("rasterise", &rasterise, py::arg("cuts"), py::arg("children"), py::arg("shape"), py::arg("first"), py::arg("step"),
                py::arg("threads"));

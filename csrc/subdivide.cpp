@@ -68,14 +68,15 @@ public:
 
     Subdivision run(int threads) {
         top_.after_layer.resize(network_.layers.size());
+        arenas_.resize(threads);
         grow();
-        parallel_for(0, int64_t(tasks_.size()), threads, [&](int64_t i, int worker) { walk(tasks_[i], worker == 0); });
+        parallel_for(0, int64_t(tasks_.size()), threads, [&](int64_t i, int worker) { walk(tasks_[i], worker); });
         return assembled();
     }
 
 private:
-    Walk<D, Regions<D>> walk_into(Subdivision& part) {
-        return {network_, Regions<D>{geometry_, network_.n_words, network_.n_out, part}, part.tree, part.after_layer};
+    Walk<D, Regions<D>> walk_into(Subdivision& part, Arena& arena) {
+        return {network_, Regions<D>{geometry_, network_.n_words, network_.n_out, part}, part.tree, part.after_layer, arena};
     }
 
     bool enough(int64_t more) {
@@ -95,7 +96,7 @@ private:
                     continue;
                 }
                 std::vector<Task<D>> children;
-                auto step = walk_into(task.part);
+                auto step = walk_into(task.part, arenas_[0]);
                 step.descend = [&](State<D>& child) { children.push_back(detached(child, network_)); };
                 step.enough = [&](int64_t more) { return enough(more); };
                 step.walk(task.state);
@@ -137,9 +138,10 @@ private:
         return task;
     }
 
-    void walk(Task<D>& task, bool polls) {
+    void walk(Task<D>& task, int worker) {
         if (!task.arena || stop_) return;
-        auto walk = walk_into(task.part);
+        const bool polls = worker == 0;
+        auto walk = walk_into(task.part, arenas_[worker]);
         walk.descend = [&](State<D>& child) { walk.decide(child); };
         walk.enough = [&](int64_t more) {
             if (polls && poll_()) stop_ = true;
@@ -181,6 +183,7 @@ private:
     const int64_t max_regions_;
     const std::function<bool()>& poll_;
     std::vector<Task<D>> tasks_;
+    std::vector<Arena> arenas_;  // of each worker
     Subdivision top_;
     std::atomic<int64_t> n_found_{0};
     std::atomic<bool> stop_{false};

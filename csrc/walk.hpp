@@ -12,7 +12,7 @@
 // A namespace of its own: the connectivity kernel has layers too.
 namespace lmn::subdivision {
 
-inline constexpr int64_t kRegionsABeat = 256;    // between two looks at the common count
+inline constexpr int64_t kRegionsABeat = 256;  // between two looks at the common count
 
 // A layer as the walk reads it.
 struct Layer {
@@ -107,6 +107,32 @@ void append(std::vector<T>& to, const std::vector<T>& from) {
     to.insert(to.end(), from.begin(), from.end());
 }
 
+// What is told of a region, but its pattern and its map.
+template <int D>
+void add_cell(Subdivision& out, const Cell<D>& cell, uint64_t hash, bool geometry) {
+    ++out.n_regions;
+    out.hash.push_back(hash);
+    out.measure.push_back(measure(cell));
+    for (int d = 0; d < D; ++d) {
+        double sum = 0;
+        for (int v = 0; v < cell.n_vertices; ++v) sum += cell.x[d][v];
+        out.centre.push_back(sum / cell.n_vertices);
+    }
+    if (!geometry) return;
+    out.n_vertices.push_back(cell.n_vertices);
+    out.n_facets.push_back(cell.n_facets);
+    for (int v = 0; v < cell.n_vertices; ++v) {
+        for (int d = 0; d < D; ++d) out.vertex.push_back(cell.x[d][v]);
+        out.vertex_id.push_back(mixed(hash + cell.zero[v]));
+    }
+    for (int f = 0; f < cell.n_facets; ++f) {
+        out.facet_id.push_back(mixed(hash + cell.facet[f]));
+        out.facet_line.push_back(cell.label[f]);
+    }
+    if constexpr (D == 3)
+        for (int e = 0; e < cell.n_edges; ++e) out.edge_id.push_back(mixed(hash + cell.edges[e].zero));
+}
+
 // What is found of a cell in which all layers are affine: of an exact subdivision, a region.
 template <int D>
 struct Regions {
@@ -115,37 +141,13 @@ struct Regions {
     Subdivision& out;
 
     int64_t add(const State<D>& state, const Maps& outputs) {
-        const Cell<D>& cell = state.cell;
-        out.hash.push_back(state.hash);
         out.pattern.insert(out.pattern.end(), state.pattern, state.pattern + n_words);
-        out.measure.push_back(measure(cell));
-        for (int d = 0; d < D; ++d) {
-            double sum = 0;
-            for (int v = 0; v < cell.n_vertices; ++v) sum += cell.x[d][v];
-            out.centre.push_back(sum / cell.n_vertices);
-        }
         for (int64_t k = 0; k < n_out; ++k) {
             for (int d = 0; d < D; ++d) out.map.push_back(outputs.a[d][k]);
             out.map.push_back(outputs.c[k]);
         }
-        if (geometry) add_geometry(cell, state.hash);
-        return out.n_regions++;
-    }
-
-private:
-    void add_geometry(const Cell<D>& cell, uint64_t hash) {
-        out.n_vertices.push_back(cell.n_vertices);
-        out.n_facets.push_back(cell.n_facets);
-        for (int v = 0; v < cell.n_vertices; ++v) {
-            for (int d = 0; d < D; ++d) out.vertex.push_back(cell.x[d][v]);
-            out.vertex_id.push_back(mixed(hash + cell.zero[v]));
-        }
-        for (int f = 0; f < cell.n_facets; ++f) {
-            out.facet_id.push_back(mixed(hash + cell.facet[f]));
-            out.facet_line.push_back(cell.label[f]);
-        }
-        if constexpr (D == 3)
-            for (int e = 0; e < cell.n_edges; ++e) out.edge_id.push_back(mixed(hash + cell.edges[e].zero));
+        add_cell(out, state.cell, state.hash, geometry);
+        return out.n_regions - 1;
     }
 };
 
@@ -153,14 +155,15 @@ private:
 template <int D, class Found>
 class Walk {
 public:
-    Walk(const Network& network, Found found, Branches& branches, std::vector<int64_t>& after_layer)
-        : network_(network), found_(found), branches_(branches), after_layer_(after_layer) {
+    Walk(const Network& network, Found found, Branches& branches, std::vector<int64_t>& after_layer, Arena& scratch)
+        : arena(scratch), found(found), network_(network), branches_(branches), after_layer_(after_layer) {
         after_layer_.resize(network.layers.size());
         row_.resize(kChunk * (D + 2));
         weight_.resize(kChunk);
     }
 
-    Arena arena;
+    Arena& arena;
+    Found found;
 
     std::function<void(State<D>&)> descend;  // called with each child of a cut
     std::function<bool(int64_t)> enough;     // told how many more were found: whether to stop
@@ -397,7 +400,7 @@ private:
     }
 
     void finish(const State<D>& state, const Maps& outputs) {
-        branches_.attach(state.parent, state.side, ~found_.add(state, outputs));
+        branches_.attach(state.parent, state.side, ~found.add(state, outputs));
         if (++since_beat_ == kRegionsABeat) {
             stopped |= enough(since_beat_);
             since_beat_ = 0;
@@ -405,7 +408,6 @@ private:
     }
 
     const Network& network_;
-    Found found_;
     Branches& branches_;
     std::vector<int64_t>& after_layer_;
     int64_t since_beat_ = 0;

@@ -4,6 +4,7 @@
 """
 
 from lmn._core import __version__
+from lmn.activation_patterns import ActivationPatterns, activation_patterns
 from lmn.backends import available_backends
 from lmn.connectivity import connectivity
 from lmn.errors import LmnError
@@ -15,10 +16,12 @@ from lmn.regions import regions
 from lmn.spectrum import linear_mapping_number
 
 __all__ = [
+    "ActivationPatterns",
     "LmnError",
     "Measurement",
     "Regions",
     "__version__",
+    "activation_patterns",
     "available_backends",
     "box",
     "connectivity",

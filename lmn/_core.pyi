@@ -41,6 +41,73 @@ def subdivide(
 ) -> dict[str, Any]:
     """The cells of the cube [-1, 1]^dimension on which a chain is affine; see csrc/subdivide.hpp for what comes back."""
 
+class Cells:
+    """Cells between two bends; see csrc/cells.hpp."""
+
+    def __init__(self, dimension: int, first_line: int) -> None: ...
+    def __len__(self) -> int: ...
+    def part(self, first: int, last: int) -> Cells: ...
+    def described(self) -> dict[str, Any]:
+        """Columns of the regions that these cells are, as `subdivide` gives them, without their maps."""
+
+    def cut_by_lines(
+        self,
+        values: NDArray[np.float64],
+        size: NDArray[np.float64],
+        unit: NDArray[np.int32],
+        at: NDArray[np.float64],
+        first_line: int,
+        relative_tolerance: float,
+        max_cells: int,
+        threads: int,
+    ) -> Cut:
+        """The parts of the cells on either side of lines, unit passing at; values are (n_cells, dimension + 1, n_units)."""
+
+    def cut_by_windows(
+        self,
+        values: NDArray[np.float64],
+        size: NDArray[np.float64],
+        members: NDArray[np.int64],
+        sign: int,
+        bits: int,
+        first_line: int,
+        relative_tolerance: float,
+        max_cells: int,
+        threads: int,
+    ) -> Cut:
+        """The parts of the cells in which each window has one largest member."""
+
+# The parts, their parents, their bits; cuts, their children (a cut, or ~part), and where each parent begins; too many of them?
+Cut = tuple[
+    Cells,
+    NDArray[np.int64],
+    NDArray[np.uint64],
+    NDArray[np.float64],
+    NDArray[np.int64],
+    NDArray[np.int64],
+    bool,
+]
+
+def bend_units(
+    values: NDArray[np.float64],
+    parent: NDArray[np.int64],
+    pattern: NDArray[np.uint64],
+    slope: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    threads: int,
+) -> NDArray[np.float64]:
+    """An activation of the parts' values, (n_parts, n_points, n_units), by their parents' and their bits."""
+
+def bend_windows(
+    values: NDArray[np.float64],
+    parent: NDArray[np.int64],
+    pattern: NDArray[np.uint64],
+    members: NDArray[np.int64],
+    bits: int,
+    threads: int,
+) -> NDArray[np.float64]:
+    """The windows' largest members' values, (n_parts, n_points, n_windows)."""
+
 def locate(
     cuts: NDArray[np.float64], children: NDArray[np.int64], points: NDArray[np.float64], threads: int
 ) -> NDArray[np.int64]:

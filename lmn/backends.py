@@ -66,6 +66,7 @@ def _what_has_float64(problem: Any) -> tuple[bool, str]:
 
 _CONNECTIVITY = "lmn.kernels.connectivity."
 _REGIONS = "lmn.kernels.regions."
+_PATTERNS = "lmn.kernels.patterns."
 
 REGISTRY: dict[str, tuple[Backend, ...]] = {
     "connectivity": (
@@ -74,7 +75,14 @@ REGISTRY: dict[str, tuple[Backend, ...]] = {
         Backend("torch", _CONNECTIVITY + "torch_eager", _anything, 10),
         Backend("reference", _CONNECTIVITY + "reference", _what_has_float64, 0),
     ),
-    "regions": (Backend("cpp", _REGIONS + "cpp", _anything, 10),),
+    "regions": (
+        Backend("cpp", _REGIONS + "cpp", _chains, 20, takes_chains=True),
+        Backend("torch", _REGIONS + "torch_eager", _anything, 10),
+    ),
+    "patterns": (
+        Backend("cpp", _PATTERNS + "cpp", _anything, 10),
+        Backend("reference", _PATTERNS + "reference", _anything, 0),
+    ),
 }
 
 

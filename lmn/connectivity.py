@@ -13,13 +13,13 @@ from tqdm import tqdm
 from lmn.backends import check_name, choose
 from lmn.chain import ChainPlan, chain_plan
 from lmn.errors import LmnError, whole_number
-from lmn.grid import RegularGrid, Samples, as_grid
+from lmn.grid import as_grid
 from lmn.kernels.connectivity.pairs import Pairs
 from lmn.kernels.connectivity.problem import Problem
 from lmn.lowering import NotAChain
-from lmn.network import Network, batch_size
+from lmn.network import Network
 from lmn.selection import Select
-from lmn.submodules import unwrapped
+from lmn.subject import Subject, spread
 
 _PANEL_BYTES = 1 << 24  # of what is kept of samples besides the matrix
 _SMALLEST_PANEL, _LARGEST_PANEL = 16, 512  # samples
@@ -62,55 +62,6 @@ def connectivity(
         return compute(subject, None, backend=backend, m=m, threads=threads, progress=progress).matrix
 
 
-class Subject:
-    """A network on a grid, open for measuring: a context in which the model is in evaluation mode, and left as it was."""
-
-    def __init__(
-        self, model: nn.Module, grid: Samples | RegularGrid, tap: str | None = None, select: Select | None = None
-    ) -> None:
-        if not isinstance(model, nn.Module):
-            raise LmnError(f"the model is {type(model).__name__}; give a torch.nn.Module.")
-        self.grid = grid
-        like = _like(unwrapped(model))
-        example = grid.at(spread(grid.n_points), like)
-        if tap is None and not example.is_floating_point():
-            raise LmnError(
-                f"the samples are of dtype {example.dtype} and have no points between them; name the submodule whose output is "
-                "to be interpolated, e.g. tap='embedding'."
-            )
-        if tap is None and like is not None and example.dtype != like.dtype:
-            raise LmnError(
-                f"the samples are {example.dtype} and the model is {like.dtype}; "
-                f"pass samples.to({like.dtype}), or a model of the samples' dtype."
-            )
-        if like is not None and example.device != like.device:
-            raise LmnError(f"the samples are on {example.device} and the model is on {like.device}; move one of them.")
-        self._like = like
-        self.network = Network(model, example, tap, select)
-
-    def __enter__(self) -> Subject:
-        self._reading = self.network.reading()
-        self._reading.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._reading.__exit__(*exception)
-
-    def samples(self, indices: Tensor) -> Tensor:
-        """The activations at the tap of the points of the given indices, float32 or float64."""
-        h = torch.cat([self.network.samples(self.grid.at(part, self._like)) for part in indices.split(1024)])
-        if not h.is_floating_point():
-            raise LmnError(f"the tap's output is of dtype {h.dtype}; tap a submodule with a real-valued output.")
-        if not bool(torch.isfinite(h).all()):
-            raise LmnError("the activations at the tap are not finite (NaN or infinity); is the training diverged?")
-        return h if h.dtype == torch.float64 else h.float()
-
-
-def spread(n: int) -> Tensor:
-    """A few indices out of n, from the first to the last: samples to check by."""
-    return torch.linspace(0, n - 1, min(8, n), dtype=torch.float64).long()
-
-
 @dataclass(frozen=True, eq=False)
 class Computed:
     """A connectivity matrix and how it came about."""
@@ -138,7 +89,7 @@ def compute(
     m = whole_number(m, "m, the number of points a segment,", 3)
     threads = torch.get_num_threads() if threads is None else whole_number(threads, "threads", 1)
     indices = torch.arange(subject.grid.n_points) if indices is None else indices
-    n, first_problem = len(indices), None
+    n, chosen, out = len(indices), None, None
     example = subject.samples(indices[spread(n)])
     planned = chain_plan(subject.network, example)
     pieces = indices.split(_panel(subject.network, planned, example, n))
@@ -150,21 +101,23 @@ def compute(
             for b, columns in enumerate(pieces[a:], a):
                 h = subject.samples(rows if a == b else torch.cat([rows, columns]))
                 problem, found_notes = plan(subject.network, planned, h, m, threads, None if a == b else len(rows))
-                if first_problem is None:
-                    first_problem, notes = problem, found_notes
+                if chosen is None or out is None:
+                    notes, computed_in = found_notes, h.dtype
                     out, chosen = _empty(n, dtype or h.dtype, h.device), choose("connectivity", backend, problem)
                     run: Callable[..., int] = chosen.load("connectivity")
                 part = out if len(pieces) == 1 else out.new_empty(len(h), len(h))
                 redone += run(problem, part, bar.update)
                 if len(pieces) > 1:
                     _place(part, out, a * len(pieces[0]), b * len(pieces[0]), len(rows))
-    assert first_problem is not None
+                del problem, h, part  # before the next ones are made
+    assert chosen is not None
+    assert out is not None
     if not bool(torch.isfinite(out.sum())):
         raise LmnError(
             "the model's output is not finite (NaN or infinity) on a segment between two samples, though it is at the samples."
         )
     path = "chain" if chosen.takes_chains else subject.network.path
-    computed_in = torch.float64 if chosen.name == "reference" else first_problem.samples.dtype
+    computed_in = torch.float64 if chosen.name == "reference" else computed_in
     return Computed(out, chosen.name, path, str(computed_in).removeprefix("torch."), redone, notes)
 
 
@@ -209,16 +162,10 @@ def plan(
         y = torch.from_numpy(chain.outputs).T
     else:
         dtype = torch.float64 if double else h.dtype
-        y = torch.cat([network.tail(part.to(dtype, copy=True)).double() for part in h.split(batch_size(network.widest))])
+        y = torch.cat([network.tail(part.to(dtype, copy=True)).double() for part in h.split(network.batch)])
         if not double:
             notes.append("the model computes in float32 or less whatever it is given: nearly equal outputs keep that error")
     if not bool(torch.isfinite(y).all()):
         raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
-    problem = Problem(h, network.tail, y, m, chain, why, network.widest, double, threads, batch_size(network.widest), n_rows)
+    problem = Problem(h, network.tail, y, m, chain, why, network.widest, double, threads, network.batch, n_rows)
     return problem, tuple(notes)
-
-
-def _like(model: nn.Module) -> Tensor | None:
-    """A parameter or buffer that shows the model's device and dtype."""
-    tensors = (tensor for group in (model.parameters(), model.buffers()) for tensor in group if tensor.is_floating_point())
-    return next(tensors, None)

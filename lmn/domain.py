@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from lmn.grid import RegularGrid
 
@@ -85,3 +86,8 @@ def domain_of(grid: RegularGrid) -> Domain:
     centre = origin.reshape(-1) + half.sum(0)
     low, high = (origin, origin + axes.sum(0)) if grid.kind == "box" else (np.zeros(n_axes), np.ones(n_axes))
     return Domain(grid.kind, tuple(origin.shape), centre, half, low, high)
+
+
+def float64(x: Any) -> Array:
+    """Points as an array, from a tensor or from what NumPy takes."""
+    return x.detach().cpu().double().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float64)

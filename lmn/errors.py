@@ -7,7 +7,17 @@ from typing import Any
 
 
 class LmnError(ValueError):
-    """Input that can't be measured: the message says what was wrong, what was got and what to do."""
+    """Input that can't be measured: the message says what was wrong, what was got and what to do.
+
+    Attributes
+    ----------
+    short : str
+        What was wrong, in a few words: for a note on what was not measured.
+    """
+
+    def __init__(self, message: str, short: str = "") -> None:
+        super().__init__(message)
+        self.short = short or message
 
 
 def whole_number(value: Any, name: str, least: int) -> int:

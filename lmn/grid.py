@@ -62,11 +62,15 @@ class RegularGrid:
 
     def at(self, indices: Tensor, like: Tensor | None = None) -> Tensor:
         rest = indices.to("cpu", torch.int64)
-        offsets = []
+        steps = []
         for count in reversed(self.counts):
-            offsets.append((rest % count).double() / max(count - 1, 1))
+            steps.append((rest % count).double())
             rest = rest // count
-        t = torch.stack(offsets[::-1], dim=1)  # (n, n_axes)
+        return self.between(torch.stack(steps[::-1], dim=1), like)
+
+    def between(self, steps: Tensor, like: Tensor | None = None) -> Tensor:
+        """The points so many steps along the axes, shape (n, n_axes), float64; a step need not be whole."""
+        t = steps / torch.tensor([max(count - 1, 1) for count in self.counts])
         points = (self.origin.reshape(1, -1) + t @ self.axes.reshape(len(self.axes), -1)).reshape(-1, *self.origin.shape)
         device, dtype = (like.device, like.dtype) if like is not None else (None, torch.get_default_dtype())
         return points.to(device, dtype)

@@ -10,14 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmn.connectivity import Subject, compute
+from lmn.connectivity import Computed, compute
 from lmn.errors import LmnError, whole_number
 from lmn.grid import as_grid
 from lmn.measurement import Measurement
+from lmn.partition import Regions
+from lmn.regions import find, is_geometric
 from lmn.selection import Select
 from lmn.spectrum import eigenvalues_in_place, nonlinear_complexity
+from lmn.subject import Subject
 
-METRICS = ("lmn",)
+METRICS = ("lmn", "regions")
+_MOST_OBSERVED = 1 << 22  # points at which regions are looked for without being asked
 
 
 def measure(
@@ -32,6 +36,7 @@ def measure(
     max_points: int | None = 2048,
     seed: int = 0,
     connectivity: bool = False,
+    max_regions: int = 1_000_000,
     threads: int | None = None,
     progress: bool = True,
 ) -> Measurement:
@@ -48,13 +53,13 @@ def measure(
     tap : str, optional
         Name of a submodule (as in ``model.named_modules()``): samples are then its outputs, and the function measured is that
         from there to the model's output. Needed where inputs are integers. Default: the inputs themselves.
-    metrics : sequence of {"lmn"}, optional
-        What to measure. Default: all.
+    metrics : sequence of {"lmn", "regions"}, optional
+        What to measure. Default: all; what does not apply is None, and ``notes`` has the reason.
     select : callable, optional
         Picks a tensor with the batch first from the model's output, e.g. ``lambda out: out.logits[:, -1]``. Not needed for
         a tensor, or an output with ``.logits`` or the key "logits".
     backend : {"auto", "cpp", "numba", "torch", "reference"}
-        What computes it; see :func:`lmn.available_backends`. A backend that is named is used or raises.
+        What computes the connectivity; see :func:`lmn.available_backends`. A backend that is named is used or raises.
     m : int, at least 3
         Points a segment.
     max_points : int or None
@@ -64,6 +69,8 @@ def measure(
         Of that sample's own random generator.
     connectivity : bool
         Keep the connectivity matrix in the result.
+    max_regions : int
+        Exact regions are not counted past it.
     threads : int, optional
         CPU threads; default ``torch.get_num_threads()``. The bits of the C++ and Numba kernels' results do not depend on it.
     progress : bool
@@ -91,32 +98,62 @@ def measure(
         raise LmnError(f"metrics is a sequence of names out of {METRICS}; got {metrics!r}.")
     points = as_grid(grid)
     indices = _sample(points.n_points, max_points, seed)
+    notes: list[str] = []
+    found: Computed | None = None
+    regions: Regions | None = None
     with Subject(model, points, tap=tap, select=select) as subject:
-        found = compute(subject, indices, backend=backend, m=m, threads=threads, progress=progress, dtype=torch.float64)
-    matrix = found.matrix.clone() if connectivity else None
-    eigenvalues = eigenvalues_in_place(found.matrix.cpu().numpy())
-    complexity = nonlinear_complexity(eigenvalues)
-    notes = list(found.notes)
-    if indices is not None:
+        if metrics is None or "lmn" in metrics:
+            found = compute(subject, indices, backend=backend, m=m, threads=threads, progress=progress, dtype=torch.float64)
+            notes += found.notes
+        if metrics is None or "regions" in metrics:
+            regions, why = _regions(subject, metrics is None, max_regions, threads, progress)
+            notes += [f"no regions: {why}"] if regions is None else []
+    if indices is not None and found is not None:
         notes.append(
             f"the LMN of a random sample of {len(indices)} of the grid's {points.n_points} points (max_points), not of the grid"
         )
     return Measurement(
-        lmn=float(np.exp2(complexity)),
-        nonlinear_complexity=complexity,
         n_points=points.n_points,
-        n_sampled=len(indices) if indices is not None else None,
-        eigenvalues=eigenvalues,
-        connectivity=matrix,
-        indices=indices,
-        m=m,
-        backend=found.backend,
-        path=found.path,
-        dtype=found.dtype,
-        n_redone=found.n_redone,
-        elapsed=time.perf_counter() - started,
+        regions=regions,
+        path=found.path if found is not None else subject.network.path,
         notes=tuple(notes),
+        **_of_connectivity(found, indices, connectivity, m),
+        elapsed=time.perf_counter() - started,
     )
+
+
+def _of_connectivity(found: Computed | None, indices: Tensor | None, keep: bool, m: int) -> dict[str, Any]:
+    """What a measurement says of the linear connectivity."""
+    if found is None:
+        return {}
+    matrix = found.matrix.clone() if keep else None
+    eigenvalues = eigenvalues_in_place(found.matrix.cpu().numpy())
+    complexity = nonlinear_complexity(eigenvalues)
+    return {
+        "lmn": float(np.exp2(complexity)),
+        "nonlinear_complexity": complexity,
+        "n_sampled": len(indices) if indices is not None else None,
+        "eigenvalues": eigenvalues,
+        "connectivity": matrix,
+        "indices": indices,
+        "m": m,
+        "backend": found.backend,
+        "dtype": found.dtype,
+        "n_redone": found.n_redone,
+    }
+
+
+def _regions(
+    subject: Subject, unasked: bool, max_regions: int, threads: int | None, progress: bool
+) -> tuple[Regions | None, str]:
+    """The regions, or why there are none."""
+    n_points = subject.grid.n_points
+    if unasked and not is_geometric(subject) and n_points > _MOST_OBSERVED:
+        return None, f"the grid has {n_points} points to look at; ask for them by metrics=('lmn', 'regions')."
+    try:
+        return find(subject, max_regions=max_regions, threads=threads, progress=progress), ""
+    except LmnError as error:
+        return None, error.short
 
 
 def _sample(n_points: int, max_points: int | None, seed: int) -> Tensor | None:

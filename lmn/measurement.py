@@ -8,37 +8,44 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lmn.partition import Regions
+
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """The result of ``lmn.measure``.
 
+    What was not measured is None.
+
     Attributes
     ----------
-    lmn : float
+    lmn : float or None
         Linear mapping number, between 1 and the number of points that were measured.
-    nonlinear_complexity : float
+    nonlinear_complexity : float or None
         log2 of it, in bits.
+    regions : Regions or None
+        The activation regions: ``regions.count``, and ``regions.exact``, which tells whether these are all on a line, in a
+        plane or in a box, or those observed at the points.
     n_points : int
         Points of the grid.
     n_sampled : int or None
         How many of them were drawn at random, where the grid has more than ``max_points``: the LMN is that of the sample.
-    eigenvalues : ndarray of shape (n_points or n_sampled,), float64
+    eigenvalues : ndarray of shape (n_points or n_sampled,), float64, or None
         Of the connectivity matrix, descending.
     connectivity : Tensor of shape (n_points, n_points) or (n_sampled, n_sampled), or None
         The matrix, if it was asked for; float64.
     indices : Tensor of shape (n_sampled,), int64, or None
         Which of the grid's points were drawn.
-    m : int
+    m : int or None
         Points a segment.
-    backend : str
+    backend : str or None
         What computed the connectivity.
     path : str
         How the model was taken: "chain" (arrays in a kernel), "traced" (the tail as a graph) or "whole model" (run as it is,
         with the tap's output substituted).
-    dtype : str
-        What was computed in.
-    n_redone : int
+    dtype : str or None
+        What the connectivity was computed in.
+    n_redone : int or None
         Pairs that float32 could not do to the tolerance and that were done again in float64.
     elapsed : float
         Seconds.
@@ -46,32 +53,34 @@ class Measurement:
         What a reader of the numbers should know.
     """
 
-    lmn: float
-    nonlinear_complexity: float
     n_points: int
-    n_sampled: int | None
-    eigenvalues: np.ndarray[Any, Any] = field(repr=False)
-    connectivity: Tensor | None = field(repr=False)
-    indices: Tensor | None = field(repr=False)
-    m: int
-    backend: str
     path: str
-    dtype: str
-    n_redone: int
     elapsed: float
+    lmn: float | None = None
+    nonlinear_complexity: float | None = None
+    regions: Regions | None = field(default=None, repr=False)
+    n_sampled: int | None = None
+    eigenvalues: np.ndarray[Any, Any] | None = field(default=None, repr=False)
+    connectivity: Tensor | None = field(default=None, repr=False)
+    indices: Tensor | None = field(default=None, repr=False)
+    m: int | None = None
+    backend: str | None = None
+    dtype: str | None = None
+    n_redone: int | None = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, float]:
         """The numbers as flat floats, for loggers and data frames."""
         names = ("lmn", "nonlinear_complexity", "n_points", "n_sampled", "m", "n_redone", "elapsed")
         values = {name: getattr(self, name) for name in names}
-        return {name: float(value) for name, value in values.items() if value is not None}
+        regions = self.regions.to_dict() if self.regions is not None else {}
+        return {name: float(value) for name, value in values.items() if value is not None} | regions
 
     def __str__(self) -> str:
         points = f"{self.n_sampled} of {self.n_points}" if self.n_sampled is not None else f"{self.n_points}"
-        lines = [
-            f"LMN {self.lmn:.4g}  (nonlinear complexity {self.nonlinear_complexity:.4g} bits)",
-            f"{points} points, {self.m} a segment; {self.backend}, {self.path}, {self.dtype}; {self.elapsed:.2f} s",
-            *self.notes,
-        ]
-        return "\n".join(lines)
+        how = f", {self.m} a segment; {self.backend}, {self.path}, {self.dtype}" if self.lmn is not None else ""
+        lines = (
+            [f"LMN {self.lmn:.4g}  (nonlinear complexity {self.nonlinear_complexity:.4g} bits)"] if self.lmn is not None else []
+        )
+        lines += [str(self.regions)] if self.regions is not None else []
+        return "\n".join([*lines, f"{points} points{how}; {self.elapsed:.2f} s", *self.notes])

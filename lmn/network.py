@@ -13,13 +13,16 @@ from torch.func import functional_call
 
 from lmn.checks import called_once, check_initialised, check_no_way_around, check_takes_one_input, checked_outputs
 from lmn.errors import LmnError, in_short
+from lmn.kernels.program import Program
 from lmn.lowering import ChainStep, NotAChain, lower
 from lmn.preserve import preserved
+from lmn.program import program
 from lmn.selection import Root, Select
 from lmn.submodules import output_replaced, outputs_of, submodule, unwrapped
-from lmn.tracing import growth, traced_by_running, traced_symbolically, why_untraceable
+from lmn.tracing import Growth, growth, traced_by_running, traced_symbolically, why_untraceable
 
-_BATCH_BYTES = 1 << 23  # of the widest intermediate result of samples that are run at a time
+_BATCH_BYTES = 1 << 21  # of the widest intermediate result of samples that are run at a time
+_COLUMN_BYTES = 1 << 22  # of what a convolution copies
 _LARGEST_BATCH = 1024
 _MOST_EXAMPLES = 8
 
@@ -47,6 +50,8 @@ class Network:
         Why the model is run whole, or an empty string.
     widest : int
         The largest number of values a sample in any intermediate result of the tail.
+    batch : int
+        How many samples the tail may be given at a time.
     single_inside : bool
         Whether the tail computes in float32 or less even from float64 samples, and so can't be had in float64.
 
@@ -72,7 +77,7 @@ class Network:
             inputs = _three_rows(example)
             outputs = checked_outputs(self._root, inputs, called_once(self.tap, self._tap_module))
             samples = self._run_to_tap(inputs)
-            self._widest_of_model = max(1, growth(self._root, inputs).widest)
+            self._batch_of_model = batch_size(growth(self._root, inputs))
             self.sample_shape = samples.shape[1:]
             self._example = samples[:2].clone()
             self._dummy = inputs[:1]
@@ -80,7 +85,9 @@ class Network:
                 some = example[:_MOST_EXAMPLES]
                 check_no_way_around(self.tap, self._substituted, some, self._run_to_tap(some))
             self.path, self.why = self._trace(samples, outputs)
-            self.widest = max(self.sample_shape.numel(), growth(self._tail, samples).widest)
+            grown = growth(self._tail, samples)
+            self.widest = max(self.sample_shape.numel(), grown.widest)
+            self.batch = min(batch_size(grown), batch_size(Growth(self.widest, 0, False)))
             self.single_inside = self._computes_in_single(samples)
 
     @contextmanager
@@ -94,7 +101,7 @@ class Network:
 
     def samples(self, inputs: Tensor) -> Tensor:
         """The activations at the tap, shape (n_points, *sample_shape)."""
-        return torch.cat([self._run_to_tap(batch) for batch in inputs.split(batch_size(self._widest_of_model))])
+        return torch.cat([self._run_to_tap(batch) for batch in inputs.split(self._batch_of_model)])
 
     def tail(self, h: Tensor) -> Tensor:
         """The model's output, flattened to (n_points, n_out), from samples h of shape (n_points, *sample_shape).
@@ -108,6 +115,18 @@ class Network:
         if self._graph is None:
             return NotAChain("the model is run whole")
         return lower(self._graph, self._example)
+
+    def program(self, dtype: torch.dtype) -> Program:
+        """The tail as affine steps and bends, in the given dtype, with a copy of the weights of now.
+
+        Raises
+        ------
+        LmnError
+            It has a part that is not piecewise linear, or not known to be; or it could not be traced.
+        """
+        if self._graph is None:
+            raise LmnError(f"the model could not be traced ({self.why}), so the pieces that it is linear on are not known.")
+        return program(self._graph, self._example[:1].to(dtype))
 
     # -- running ---------------------------------------------------------------------------------------------------------
 
@@ -181,9 +200,10 @@ class Network:
             return self._root(self._dummies(h))  # type: ignore[no-any-return]
 
 
-def batch_size(widest: int) -> int:
-    """How many samples to run at a time, where the widest intermediate result has so many values a sample."""
-    return max(1, min(_LARGEST_BATCH, _BATCH_BYTES // (8 * widest)))
+def batch_size(grown: Growth) -> int:
+    """How many samples to run at a time."""
+    by_widest = _BATCH_BYTES // (8 * max(1, grown.widest))
+    return max(1, min(_LARGEST_BATCH, by_widest, _COLUMN_BYTES // (8 * max(1, grown.columns))))
 
 
 def _three_rows(example: Tensor) -> Tensor:

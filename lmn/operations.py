@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from lmn.errors import LmnError
+from lmn.kernels import windows
 from lmn.kernels.activations import Activation, activation
-from lmn.kernels.regions import windows
-from lmn.kernels.regions.windows import Windows
+from lmn.kernels.windows import Windows
 
 # Pointwise activations, with the names of the parameters that follow their argument.
 ACTIVATION_FUNCTIONS: dict[str, tuple[str, ...]] = {

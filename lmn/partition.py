@@ -1,21 +1,19 @@
-"""What ``lmn.regions`` found: the regions of a network where it was looked at."""
+"""The regions of a network where it was looked at: what exact and observed ones have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
-from lmn.domain import Array, Domain
-from lmn.errors import LmnError, whole_number
-from lmn.kernels.regions import tree
-from lmn.kernels.regions.problem import Subdivision
+from lmn.errors import LmnError
 
-# Two maps are one where no entry differs by more than this of the largest in either, over the domain scaled to a cube.
+Array = np.ndarray[Any, Any]
+
+# Two maps are one where no entry differs by more than this of the largest in either.
 SAME_MAP = 1e-9
 
 
@@ -24,7 +22,8 @@ class LinearMaps(NamedTuple):
 
     Attributes
     ----------
-    A : ndarray of shape (count, n_out, n_axes), float64
+    A : ndarray of shape (count, n_out, n_in), float64
+        On a line or a plane n_in is the number of its axes.
     c : ndarray of shape (count, n_out), float64
     """
 
@@ -32,198 +31,112 @@ class LinearMaps(NamedTuple):
     c: Array
 
 
-@dataclass(frozen=True, eq=False)
-class Regions:
-    """The activation regions of a piecewise-linear network on a line, in a plane or in a box: all of them, by geometry.
+class Regions(ABC):
+    """The activation regions of a piecewise-linear network: what :func:`lmn.regions` returns.
 
-    Points, vertices and maps are told in the grid's own coordinates: the inputs for a box, and for a plane or a line the
-    parameters in [0, 1] along its axes (:meth:`inputs` turns them into inputs). Lengths, areas and volumes are the inputs'.
+    On a line, in a plane or in a box of up to three dimensions they are all that there are, with their geometry
+    (``exact``); over samples and in boxes of more dimensions they are those that a point was seen in, a lower bound.
 
     Attributes
     ----------
     count : int
-        Full-dimensional activation regions: sets of points in which every unit stays on one piece of its activation.
+        Activation regions: sets of points in which every unit stays on one piece of its activation, and every maximum with
+        one of its members.
     exact : bool
-        True: every region is found, and none is found twice.
+        Whether ``count`` is the number of regions there are (full-dimensional ones), or of those observed.
     count_after_each_layer : tuple of int
-        Regions of the first activation alone, of the first two, and so on.
+        Regions of the first activation or maximum alone, of the first two, and so on.
+    layers : tuple of str
+        Where in the model those are.
     patterns : ndarray of shape (count, n_words), uint64
-        Bit i of an activation's words: its pre-activation passes breakpoint i of its units' breakpoints, unit by unit. Each
-        activation starts at a word of its own.
-    volumes : ndarray of shape (count,), float64
-        Lengths, areas or volumes.
-    points : ndarray of shape (count, n_axes), float64
-        A point inside of each: the mean of its vertices.
+        Bit i of a layer's words: unit by unit and breakpoint by breakpoint, whether the pre-activation is above; of a maximum,
+        the number of the largest member. Each layer starts at a word of its own.
+    points : ndarray of shape (count, ...), float64
+        A point in each region.
     linear_maps : LinearMaps
         A and c of each.
     elapsed : float
         Seconds.
     """
 
-    domain: Domain
-    found: Subdivision
-    threads: int
+    exact: ClassVar[bool]
     elapsed: float
-    with_geometry: Callable[[], Subdivision]
-
-    # -- counts ----------------------------------------------------------------------------------------------------------
+    layers: tuple[str, ...]
 
     @property
-    def exact(self) -> bool:
-        return True
+    @abstractmethod
+    def count(self) -> int: ...
 
     @property
-    def count(self) -> int:
-        return self.found.n_regions
+    @abstractmethod
+    def count_after_each_layer(self) -> tuple[int, ...]: ...
 
     @property
-    def count_after_each_layer(self) -> tuple[int, ...]:
-        return self.found.count_after_each_layer
+    @abstractmethod
+    def patterns(self) -> np.ndarray[Any, Any]: ...
 
-    @cached_property
-    def n_linear_regions(self) -> int:
-        """Linear regions: neighbouring activation regions with one map merged."""
-        same = _same(self.found.maps, self.neighbours[:, 0], self.neighbours[:, 1])
-        return tree.n_components(self.count, self.neighbours[same])
+    @property
+    @abstractmethod
+    def points(self) -> Array: ...
+
+    @property
+    @abstractmethod
+    def linear_maps(self) -> LinearMaps: ...
 
     @cached_property
     def n_linear_maps(self) -> int:
-        """Distinct affine maps, wherever they are used."""
-        maps = self.found.maps.reshape(self.count, -1)
+        """Distinct affine maps, wherever they are used: two are one within a billionth of their largest entry."""
+        maps = self._flat_maps
         order = np.argsort(maps @ np.random.default_rng(0).standard_normal(maps.shape[1]), kind="stable")
-        return 1 + int((~_same(self.found.maps, order[:-1], order[1:])).sum())
-
-    # -- regions ---------------------------------------------------------------------------------------------------------
+        return 1 + int((~same_maps(maps, order[:-1], order[1:])).sum())
 
     @property
-    def patterns(self) -> np.ndarray[Any, Any]:
-        return self.found.patterns
+    @abstractmethod
+    def _flat_maps(self) -> Array:
+        """One row a region."""
 
-    @cached_property
+    # -- what only exact regions have ----------------------------------------------------------------------------------------
+
+    @property
     def volumes(self) -> Array:
-        return np.asarray(self.found.volumes * (self.domain.size / 2**self.domain.n_axes))
+        raise self._only_exact("volumes")
 
-    @cached_property
-    def points(self) -> Array:
-        return self.domain.from_cube(self.found.centres)
-
-    @cached_property
-    def linear_maps(self) -> LinearMaps:
-        return LinearMaps(*self.domain.maps_from_cube(self.found.maps))
-
-    @cached_property
-    def _geometry(self) -> Subdivision:
-        return self.found if self.found.vertices is not None else self.with_geometry()
-
-    @cached_property
+    @property
     def vertices(self) -> list[Array]:
-        """The vertices of each region, shape (n_vertices, n_axes); of a polygon, around it counter-clockwise."""
-        found = self._geometry
-        assert found.vertices is not None
-        assert found.n_vertices is not None
-        return np.split(self.domain.from_cube(found.vertices), np.cumsum(found.n_vertices)[:-1])
+        raise self._only_exact("vertices")
 
-    @cached_property
+    @property
     def neighbours(self) -> np.ndarray[Any, Any]:
-        """Pairs of regions that share a facet: shape (n_pairs, 2), int64, the smaller number first."""
-        found = self._geometry
-        assert found.facet_ids is not None
-        assert found.n_facets is not None
-        region = np.repeat(np.arange(self.count), found.n_facets)
-        order = np.argsort(found.facet_ids, kind="stable")
-        ids = found.facet_ids[order]
-        shared = np.flatnonzero(ids[1:] == ids[:-1])
-        pairs = np.stack([region[order[shared]], region[order[shared + 1]]], axis=1)
-        return np.unique(np.sort(pairs, axis=1), axis=0)
+        raise self._only_exact("neighbours")
 
-    @cached_property
-    def last_cuts(self) -> np.ndarray[Any, Any]:
-        """The deepest activation, counted from 0, whose units bound each region: (count,), int64; -1 where none does."""
-        found = self._geometry
-        assert found.facet_lines is not None
-        assert found.n_facets is not None
-        layer = np.append(np.repeat(np.arange(len(found.lines_a_layer)), found.lines_a_layer), [-1] * 2 * self.domain.n_axes)
-        starts = np.cumsum(found.n_facets) - found.n_facets
-        return np.asarray(np.maximum.reduceat(layer[found.facet_lines], starts))
+    @property
+    def n_linear_regions(self) -> int:
+        raise self._only_exact("linear regions, which are neighbours with one map merged,")
 
-    # -- points and pictures ----------------------------------------------------------------------------------------------
+    def labels(self, shape: int | Sequence[int], ends: bool = False) -> np.ndarray[Any, Any]:  # noqa: ARG002
+        raise self._only_exact("labels")
 
-    def inputs(self, points: Any) -> Array:
-        """The model's inputs at points in the grid's own coordinates: (n, n_axes) to (n, ...)."""
-        return self.domain.inputs(_float64(points).reshape(-1, self.domain.n_axes))
+    def plot(self, fill: str = "norm", **options: Any) -> Any:  # noqa: ARG002
+        raise self._only_exact("pictures")
 
-    def labels(self, shape: int | Sequence[int], ends: bool = False) -> np.ndarray[Any, Any]:
-        """An image of the regions, without a forward pass: an array of the given shape, int32.
-
-        Parameters
-        ----------
-        shape : int or sequence of n_axes int
-            Points an axis; entry [i, j] is the region of the i-th point along the first axis and the j-th along the second.
-        ends : bool
-            False: the centres of as many cells. True: evenly spaced points with both ends, as those of a grid.
-        """
-        n_axes = self.domain.n_axes
-        sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,) * n_axes
-        if len(sizes) != n_axes:
-            raise LmnError(f"labels of a {self.domain.kind} take {n_axes} sizes, one an axis; got {shape!r}.")
-        sizes = tuple(whole_number(size, "a size", 1) for size in sizes)
-        return self._labels(sizes, *zip(*(_spaced(n, ends) for n in sizes), strict=True))
-
-    def slice_labels(self, axis: int, at: float, n: int) -> np.ndarray[Any, Any]:
-        """The labels of n x n cells of a box's slice where the given axis is ``at``."""
-        fixed = float(self.domain.to_cube(np.where(np.arange(3) == axis, at, self.domain.low))[axis])
-        first, step = zip(*((fixed, 0.0) if a == axis else _spaced(n, False) for a in range(3)), strict=True)
-        return self._labels([1 if a == axis else n for a in range(3)], first, step).squeeze(axis)
-
-    def _labels(self, shape: Sequence[int], first: Sequence[float], step: Sequence[float]) -> np.ndarray[Any, Any]:
-        return tree.labels(self.found.cuts, self.found.children, shape, first, step, self.threads)
-
+    @abstractmethod
     def locate(self, inputs: Any) -> np.ndarray[Any, Any]:
-        """The regions of inputs, shape (n, ...), as (n,) int64; -1 outside of the grid's domain.
+        """The regions of inputs, shape (n, ...), as (n,) int64; -1 for one that is in none of these."""
 
-        An input counts as lying in a plane or on a line if it is away from it by less than a millionth of its size.
-        """
-        x = _float64(inputs)
-        if x.shape[1:] != self.domain.shape:
-            raise LmnError(f"locate takes inputs of shape (n, {', '.join(map(str, self.domain.shape))}); got {x.shape}.")
-        own, away = self.domain.own_from_inputs(x)
-        u = self.domain.to_cube(own)
-        region = tree.locate(self.found.cuts, self.found.children, u, self.threads)
-        slack = 1e-6 if len(self.domain.centre) > self.domain.n_axes else 1e-12
-        outside = (np.abs(u) > 1 + slack).any(axis=1) | (away > 1e-6 * np.abs(self.domain.half).sum(0).max())
-        region[outside] = -1
-        return region
+    def _only_exact(self, what: str) -> LmnError:
+        return LmnError(
+            f"{what} are known of exact regions only, and these were observed at points; take an lmn.line, an lmn.plane or an "
+            "lmn.box of up to three dimensions."
+        )
 
-    def plot(self, fill: str = "norm", **options: Any) -> Any:
-        """Draw the partition; see :func:`lmn.plots.draw`."""
-        from lmn.plots import draw  # matplotlib is an extra
+    # -- printed ---------------------------------------------------------------------------------------------------------
 
-        return draw(self, fill, **options)
-
+    @abstractmethod
     def to_dict(self) -> dict[str, float]:
-        """The counts as flat floats, for loggers and data frames."""
-        layers = {f"after_layer_{index}": float(n) for index, n in enumerate(self.count_after_each_layer)}
-        return {"exact_regions": float(self.count), **layers, "elapsed": self.elapsed}
-
-    def __str__(self) -> str:
-        after = ", ".join(map(str, self.count_after_each_layer))
-        return f"{self.count} activation regions, exact\n{self.domain.kind}, after each layer {after}; {self.elapsed:.2f} s"
-
-    def __repr__(self) -> str:
-        return f"Regions(count={self.count}, exact=True, on a {self.domain.kind})"
+        """The counts as flat floats, for loggers and data frames; ``exact`` or ``observed`` is part of the names."""
 
 
-def _same(maps: Array, i: Any, j: Any) -> np.ndarray[Any, Any]:
-    """Whether the maps of regions i and j are one."""
-    flat = maps.reshape(len(maps), -1)
-    size = np.abs(flat).max(axis=1)
-    return np.asarray(np.abs(flat[i] - flat[j]).max(axis=1) <= SAME_MAP * np.maximum(size[i], size[j]))
-
-
-def _spaced(n: int, ends: bool) -> tuple[float, float]:
-    """The first of n points of [-1, 1] and the distance between two."""
-    return (-1.0, 2.0 / max(n - 1, 1)) if ends else (-1.0 + 1.0 / n, 2.0 / n)
-
-
-def _float64(x: Any) -> Array:
-    return x.detach().cpu().double().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float64)
+def same_maps(maps: Array, i: Any, j: Any) -> np.ndarray[Any, Any]:
+    """Whether rows i and j of the maps are one."""
+    size = np.abs(maps).max(axis=1)
+    return np.asarray(np.abs(maps[i] - maps[j]).max(axis=1) <= SAME_MAP * np.maximum(size[i], size[j]))

@@ -8,11 +8,13 @@ import torch
 from lmn.domain import Domain
 from lmn.errors import LmnError
 from lmn.kernels.activations import Activation
-from lmn.kernels.regions.problem import PieceLayer, Problem, pieces
+from lmn.kernels.pieces import pieces
+from lmn.kernels.regions.problem import Chain, PieceLayer
 from lmn.lowering import Affine, ChainStep
+from lmn.program import not_piecewise_linear
 
 
-def chain_problem(steps: list[ChainStep], domain: Domain, *, max_regions: int, threads: int) -> Problem:
+def chain_on(steps: list[ChainStep], domain: Domain) -> Chain:
     """The chain with its first affine map composed with the cube's coordinates.
 
     Raises
@@ -30,7 +32,7 @@ def chain_problem(steps: list[ChainStep], domain: Domain, *, max_regions: int, t
     for values in (weight, bias, *(x for layer in layers for x in (layer.weight, layer.bias))):
         if not np.isfinite(values).all():
             raise LmnError("the model has weights that are not finite (NaN or infinity); is the training diverged?")
-    return Problem(weight @ domain.half.T, weight @ domain.centre + bias, size, layers, max_regions, threads)
+    return Chain(weight @ domain.half.T, weight @ domain.centre + bias, size, layers)
 
 
 def _alternating(steps: list[ChainStep], n_in: int) -> tuple[Affine, list[tuple[Activation, Affine]]]:
@@ -44,7 +46,7 @@ def _alternating(steps: list[ChainStep], n_in: int) -> tuple[Affine, list[tuple[
             else:
                 first = first.then(step)
         elif not step.piecewise_linear:
-            raise not_piecewise_linear(step)
+            raise not_piecewise_linear(step.name, step.where)
         elif step.name != "identity":
             width = len(activations[-1][1].bias) if activations else len(first.bias)
             activations.append((step, _identity(width)))
@@ -53,10 +55,3 @@ def _alternating(steps: list[ChainStep], n_in: int) -> tuple[Affine, list[tuple[
 
 def _identity(width: int) -> Affine:
     return Affine(torch.ones(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
-
-
-def not_piecewise_linear(act: Activation) -> LmnError:
-    return LmnError(
-        f"'{act.where}' ({act.name}) is smooth, so the model has no linear regions; measure its linear mapping number, "
-        "lmn.measure(model, grid, metrics=('lmn',)), which is made for any activation."
-    )

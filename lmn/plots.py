@@ -12,7 +12,7 @@ from lmn.domain import Array
 from lmn.errors import LmnError
 
 if TYPE_CHECKING:
-    from lmn.partition import Regions
+    from lmn.exact_regions import ExactRegions
 
 FILLS = {
     "norm": "norm of the region's map, |A|",
@@ -25,7 +25,7 @@ _ENOUGH_POLYGONS_FOR_EDGES = 20_000  # above, edges would cover what they enclos
 
 
 def draw(
-    regions: Regions,
+    regions: ExactRegions,
     fill: str = "norm",
     *,
     output: int | None = None,
@@ -38,7 +38,7 @@ def draw(
 
     Parameters
     ----------
-    regions : Regions
+    regions : ExactRegions
     fill : {"norm", "output", "layer", "volume"}
         What a region's colour tells: the Frobenius norm of its map; the output in its middle (the class with the largest
         output, where there are several); the number of the activation that cut it last; the logarithm of its size. On a line
@@ -93,7 +93,7 @@ def draw(
     return ax
 
 
-def _values(regions: Regions, fill: str, output: int | None) -> Array:
+def _values(regions: ExactRegions, fill: str, output: int | None) -> Array:
     """The quantity that a region's colour tells, shape (count,)."""
     a, c = regions.linear_maps
     if fill == "norm":
@@ -107,12 +107,12 @@ def _values(regions: Regions, fill: str, output: int | None) -> Array:
     return np.asarray(np.log10(regions.volumes))
 
 
-def _axis_names(regions: Regions) -> Sequence[str]:
+def _axis_names(regions: ExactRegions) -> Sequence[str]:
     letter = "x" if regions.domain.kind == "box" else "t"
     return [f"{letter}[{index}]" for index in range(regions.domain.n_axes)]
 
 
-def _draw_polygons(ax: Any, regions: Regions, values: Array, output: int | None, boundary: bool) -> Any:
+def _draw_polygons(ax: Any, regions: ExactRegions, values: Array, output: int | None, boundary: bool) -> Any:
     from matplotlib.collections import LineCollection, PolyCollection
 
     edges = regions.count <= _ENOUGH_POLYGONS_FOR_EDGES
@@ -133,7 +133,7 @@ def _draw_polygons(ax: Any, regions: Regions, values: Array, output: int | None,
     return polygons
 
 
-def _boundary(regions: Regions, output: int | None) -> list[Array]:
+def _boundary(regions: ExactRegions, output: int | None) -> list[Array]:
     """Segments, each of shape (2, 2), on which an output is zero, or on which two outputs are equal and above the others."""
     a, c = regions.linear_maps
     segments = []
@@ -179,7 +179,7 @@ def _where_largest(segment: Array, a: Array, c: Array, first: int, second: int) 
     return [segment[0] + np.array([[low], [high]]) * (segment[1] - segment[0])] if low < high else []
 
 
-def _draw_line(ax: Any, regions: Regions, values: Array, output: int | None) -> Any:
+def _draw_line(ax: Any, regions: ExactRegions, values: Array, output: int | None) -> Any:
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -199,7 +199,7 @@ def _draw_line(ax: Any, regions: Regions, values: Array, output: int | None) -> 
     return background
 
 
-def _draw_slice(ax: Any, regions: Regions, values: Array, axis: int, at: float | None) -> Any:
+def _draw_slice(ax: Any, regions: ExactRegions, values: Array, axis: int, at: float | None) -> Any:
     domain = regions.domain
     if axis not in (0, 1, 2):
         raise LmnError(f"axis is 0, 1 or 2; got {axis!r}.")

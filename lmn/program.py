@@ -1,8 +1,9 @@
-"""A traced tail as steps, each affine or of a known piecewise-linear kind: what regions of any network are found from."""
+"""From a traced tail to the steps that regions of any piecewise-linear network are found from (kernels/program.py)."""
 
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,63 +15,9 @@ from torch import Tensor, fx, nn
 from lmn import operations
 from lmn.errors import LmnError
 from lmn.kernels.activations import Activation
-from lmn.kernels.regions.windows import Windows
-
-Value = Any  # a Tensor with the batch first, or a tuple of them
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One operation on results that depend on the sample.
-
-    Attributes
-    ----------
-    name : str
-        Of the node, for messages.
-    sources : tuple of int
-        The results that it takes, by slot; the sample is in slot 0.
-    target : int
-        The slot that its result goes to.
-    run : callable
-        (sources, batch size) to the result, by torch.
-    bend : Activation, Windows or None
-        What it is, if it is not affine: a pointwise activation of its one source, or the largest of each of some windows.
-    shape : tuple of int
-        Of its result for one sample.
-    done : tuple of int
-        Slots that nothing needs after it.
-    """
-
-    name: str
-    sources: tuple[int, ...]
-    target: int
-    run: Callable[[Sequence[Value], int], Value]
-    bend: Activation | Windows | None
-    shape: tuple[int, ...]
-    done: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """Steps from samples of shape (n, *sample_shape) to outputs, with weights of their own in one dtype."""
-
-    steps: tuple[Step, ...]
-    output: int
-    widest: int
-
-    @property
-    def bends(self) -> tuple[Activation | Windows, ...]:
-        return tuple(step.bend for step in self.steps if step.bend is not None)
-
-    def __call__(self, h: Tensor) -> Tensor:
-        """The outputs, (n, n_out), of samples."""
-        values: dict[int, Value] = {0: h}
-        for step in self.steps:
-            values[step.target] = step.run([values[slot] for slot in step.sources], len(h))
-            for slot in step.done:
-                del values[slot]
-        out: Tensor = values[self.output]
-        return out.reshape(len(h), -1)
+from lmn.kernels.pieces import Pieces, pieces
+from lmn.kernels.program import Program, Step, Value
+from lmn.kernels.windows import Windows
 
 
 def program(graph_module: fx.GraphModule, sample: Tensor) -> Program:
@@ -134,7 +81,7 @@ class _Builder:
                 output = self._output(node)
             elif node.op != "get_attr":
                 self._read(node)
-        return Program(self._with_ends(output), output, self._widest())
+        return Program(self._with_ends(output), output, self._widest(), self._in_dtype)
 
     def _read(self, node: fx.Node) -> None:
         sources = [source for source in node.all_input_nodes if source in self._slots]
@@ -205,7 +152,7 @@ class _Builder:
 
     # -- what a node is ----------------------------------------------------------------------------------------------------
 
-    def _bend(self, node: fx.Node, module: nn.Module | None, sources: list[fx.Node]) -> Activation | Windows | None:
+    def _bend(self, node: fx.Node, module: nn.Module | None, sources: list[fx.Node]) -> Pieces | Windows | None:
         name, where = operations.name_of(node, module), _where(node)
         shapes = [self._three.shapes[source][1:] for source in sources if source in self._three.shapes]
         others = [arg for arg in node.args if arg not in sources]
@@ -226,8 +173,10 @@ class _Builder:
             out = value[0] if isinstance(value, tuple | list) else value
             options = operations.window_options(name, args, kwargs, module)
             found = operations.read_windows(name, options, shapes, tuple(out.shape[1:]), where)
-        if isinstance(found, Activation) and not found.piecewise_linear:
-            raise not_piecewise_linear(found.name, where)
+        if isinstance(found, Activation):
+            if not found.piecewise_linear:
+                raise not_piecewise_linear(found.name, where)
+            return pieces(found, math.prod(shapes[0]))
         return found
 
     def _check_affine(
@@ -259,6 +208,9 @@ class _Builder:
             if part.shape[:1] != (3,) or float((part[2] - expected).abs().max() if part.numel() else 0.0) > tolerance:
                 raise not_piecewise_linear(name, _where(node))
 
+    def _in_dtype(self, dtype: torch.dtype) -> Program:
+        return program(self._module, self._sample.to(dtype))
+
     # -- the whole -------------------------------------------------------------------------------------------------------
 
     def _output(self, node: fx.Node) -> int:
@@ -284,9 +236,11 @@ class _Builder:
 
 
 def not_piecewise_linear(name: str, where: str) -> LmnError:
+    why = f"'{where}' ({name}) is not piecewise linear"
     return LmnError(
-        f"'{where}' ({name}) is not piecewise linear, so the model has no linear regions; measure its linear mapping number, "
-        "lmn.measure(model, grid, metrics=('lmn',)), which is made for any activation."
+        f"{why}, so the model has no linear regions; measure its linear mapping number, "
+        "lmn.measure(model, grid, metrics=('lmn',)), which is made for any activation.",
+        short=why,
     )
 
 

@@ -3,52 +3,76 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from lmn.backends import choose
-from lmn.connectivity import Subject
-from lmn.domain import MOST_AXES, domain_of
+from lmn.activation_patterns import observe
+from lmn.backends import check_name, choose
+from lmn.domain import MOST_AXES, Domain, domain_of
 from lmn.errors import LmnError, whole_number
+from lmn.exact_regions import ExactRegions
 from lmn.grid import RegularGrid, as_grid
+from lmn.kernels.patterns.problem import Layout
+from lmn.kernels.regions.problem import Problem, Subdivision
 from lmn.lowering import NotAChain
+from lmn.observed_regions import ObservedRegions
 from lmn.partition import Regions
-from lmn.piecewise import chain_problem
+from lmn.piecewise import chain_on
 from lmn.selection import Select
+from lmn.subject import Subject, spread
 
 
 def regions(
     model: nn.Module,
     grid: Any,
     *,
+    tap: str | None = None,
     select: Select | None = None,
     backend: str = "auto",
     max_regions: int = 10_000_000,
+    verify: bool = False,
+    exhaustive: bool = False,
     threads: int | None = None,
+    progress: bool = True,
 ) -> Regions:
-    """The activation regions of a piecewise-linear network: all of them, on a line, in a plane or in a box of three dimensions.
+    """The activation regions of a piecewise-linear network where the grid is.
 
-    The domain is cut where units pass a breakpoint of their activation, layer by layer, in float64 and on the model's weights
-    as they are: no grid point is evaluated, and the grid's resolution does not matter. A region has a positive length, area
-    or volume; a unit that is zero at a vertex within 1e-13 of the size of the terms of its sum passes through the vertex.
+    On a line, in a plane and in a box of up to three dimensions: all of them, by geometry. The domain is cut where units pass
+    a breakpoint of their activation, and where a maximum changes its member, layer by layer, in float64: no grid point is
+    evaluated, and the grid's resolution does not matter. A region has a positive length, area or volume; a unit that is zero
+    at a vertex within 1e-13 of the size of the terms of its sum passes through the vertex.
+
+    Over samples, and in boxes of more dimensions: those that a point was observed in; see :func:`lmn.activation_patterns`.
 
     Parameters
     ----------
     model, select
         As for :func:`lmn.measure`.
-    grid : RegularGrid
-        From ``lmn.line``, ``lmn.plane`` or ``lmn.box``: where to look.
-    backend : {"auto", "cpp"}
+    grid : RegularGrid, Tensor or ndarray
+        From ``lmn.line``, ``lmn.plane`` or ``lmn.box``, or samples: where to look.
+    tap : str, optional
+        Look at the function from this submodule's output on, at the activations of the grid's points there; these regions are
+        observed ones, since a submodule's output need not be a plane where its input is.
+    backend : {"auto", "cpp", "torch", "reference"}
+        Exact regions: "cpp" takes chains of affine maps and activations, "torch" any traced network. Observed ones: "cpp" and
+        "reference".
     max_regions : int
-        Past it the search is given up with an error that says how many were found: each takes about 200 bytes.
+        Past it the search for exact regions is given up, with an error that says how many were found: each takes about 200
+        bytes.
+    verify, exhaustive
+        Of observed regions, as for :func:`lmn.activation_patterns`.
     threads : int, optional
         CPU threads; default ``torch.get_num_threads()``. The result does not depend on it.
+    progress : bool
 
     Returns
     -------
     Regions
+        :class:`lmn.exact_regions.ExactRegions` or :class:`lmn.observed_regions.ObservedRegions`; ``exact`` tells.
 
     Raises
     ------
@@ -60,23 +84,86 @@ def regions(
     >>> found = lmn.regions(model, lmn.box([-1, -1], [1, 1], 64))
     >>> found.count, found.labels((512, 512)).shape
     """
+    with Subject(model, as_grid(grid), tap=tap, select=select) as subject:
+        return find(
+            subject,
+            backend=backend,
+            max_regions=max_regions,
+            verify=verify,
+            exhaustive=exhaustive,
+            threads=threads,
+            progress=progress,
+        )
+
+
+def find(
+    subject: Subject,
+    *,
+    backend: str = "auto",
+    max_regions: int,
+    verify: bool = False,
+    exhaustive: bool = False,
+    threads: int | None,
+    progress: bool,
+) -> Regions:
+    """The regions of an open subject."""
     started = time.perf_counter()
     max_regions = whole_number(max_regions, "max_regions", 1)
     threads = torch.get_num_threads() if threads is None else whole_number(threads, "threads", 1)
-    points = as_grid(grid)
-    if not isinstance(points, RegularGrid) or len(points.axes) > MOST_AXES:
-        raise LmnError("exact regions are those on an lmn.line, in an lmn.plane or in an lmn.box of up to three dimensions.")
-    domain = domain_of(points)
-    with Subject(model, points, select=select) as subject:
-        steps = subject.network.chain()
-    if isinstance(steps, NotAChain):
-        raise LmnError(f"the network is no chain of affine maps and activations: {steps.why}.")
-    problem = chain_problem(steps, domain, max_regions=max_regions, threads=threads)
+    if is_geometric(subject):
+        check_name("regions", backend)
+        return _exact(subject, backend, max_regions, threads, started)
+    check_name("patterns", backend)
+    program, found = observe(
+        subject, backend=backend, ids=False, verify=verify, exhaustive=exhaustive, threads=threads, progress=progress
+    )
+    return ObservedRegions(found, subject, program, time.perf_counter() - started)
+
+
+def is_geometric(subject: Subject) -> bool:
+    """Whether the regions are those of a line, a plane or a box, and not those seen at points."""
+    grid = subject.grid
+    return isinstance(grid, RegularGrid) and len(grid.axes) <= MOST_AXES and subject.network.tap is None
+
+
+def _exact(subject: Subject, backend: str, max_regions: int, threads: int, started: float) -> ExactRegions:
+    network, grid = subject.network, subject.grid
+    assert isinstance(grid, RegularGrid)
+    domain = domain_of(grid)
+    steps = network.chain()
+    double = cache(lambda: network.program(torch.float64))
+    problem = Problem(
+        chain=None if isinstance(steps, NotAChain) else chain_on(steps, domain),
+        why_no_chain=steps.why if isinstance(steps, NotAChain) else "",
+        program=double,
+        centre=domain.centre,
+        half=domain.half,
+        shape=domain.shape,
+        max_regions=max_regions,
+        threads=threads,
+    )
     run = choose("regions", backend, problem).load("regions")
-    found = run(problem)
+    found: Subdivision = run(problem)
     if not found.complete:
         raise LmnError(
             f"the network has more than max_regions = {max_regions} activation regions here ({found.n_regions} were found "
             "before the search was given up); take a smaller domain, or raise max_regions (each takes about 200 bytes)."
         )
-    return Regions(domain, found, threads, time.perf_counter() - started, lambda: run(problem, geometry=True))
+    _check_maps(subject, domain, found)
+    if problem.chain is not None:
+        layers = tuple(layer.pieces.where for layer in problem.chain.layers)
+    else:
+        layers = Layout.of(double()).names
+    return ExactRegions(domain, found, layers, threads, time.perf_counter() - started, lambda: run(problem, geometry=True))
+
+
+def _check_maps(subject: Subject, domain: Domain, found: Subdivision) -> None:
+    """The maps give what the model gives, in the middle of some regions: a model may do more than was read off it."""
+    u = found.centres[spread(found.n_regions).numpy()]
+    maps = found.maps[spread(found.n_regions).numpy()]
+    expected = subject.network.tail(torch.from_numpy(domain.inputs(domain.from_cube(u)))).numpy()
+    got = np.einsum("rka,ra->rk", maps[..., :-1], u) + maps[..., -1]
+    if not np.isfinite(expected).all():
+        raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
+    if got.shape != expected.shape or not np.allclose(got, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()):
+        raise LmnError("the maps read off the model give other outputs than the model; it does what its graph does not show.")

@@ -97,15 +97,20 @@ class Growth:
     ----------
     widest : int
         Values a sample of the largest.
+    columns : int
+        Values a sample of the largest copy that a convolution may make of what it is given, one of it for each of the kernel's
+        places, as torch's do where no library has one: in float64.
     single : bool
         Whether one is of less than float64.
     """
 
     widest: int
+    columns: int
     single: bool
 
 
 def growth(function: Callable[[Tensor], Tensor], samples: Tensor) -> Growth:
+    samples = samples[:2]
     with _Results() as once:
         function(samples.clone())
     with _Results() as twice:
@@ -113,7 +118,7 @@ def growth(function: Callable[[Tensor], Tensor], samples: Tensor) -> Growth:
     sizes = [0] * len(twice.numels) if len(once.numels) != len(twice.numels) else once.numels
     grown = [(b - a, dtype) for a, b, dtype in zip(sizes, twice.numels, twice.dtypes, strict=True) if b > a]
     single = any(dtype in (torch.float32, torch.float16, torch.bfloat16) for _, dtype in grown)
-    return Growth(max((size for size, _ in grown), default=0) // len(samples), single)
+    return Growth(max((size for size, _ in grown), default=0) // len(samples), twice.columns // (2 * len(samples)), single)
 
 
 class _Results(TorchDispatchMode):
@@ -123,9 +128,13 @@ class _Results(TorchDispatchMode):
         super().__init__()
         self.numels: list[int] = []
         self.dtypes: list[torch.dtype | None] = []
+        self.columns = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         self.numels.append(out.numel() if isinstance(out, Tensor) else 0)
         self.dtypes.append(out.dtype if isinstance(out, Tensor) else None)
+        if func is torch.ops.aten.convolution.default:
+            places = out.numel() // out.shape[1]
+            self.columns = max(self.columns, places * args[1][0].numel())
         return out

@@ -15,10 +15,11 @@ from torch import nn
 import lmn
 from lmn import _core
 from lmn.chain import chain_plan
-from lmn.connectivity import Subject, plan
+from lmn.connectivity import plan
 from lmn.grid import as_grid
 from lmn.kernels.activations import ACTIVATIONS, activation
 from lmn.kernels.connectivity import cpp, numba_cpu, torch_eager
+from lmn.subject import Subject
 
 from models import DATA, trained_paper_network
 

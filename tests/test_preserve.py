@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import lmn
-from lmn.connectivity import Subject
+from lmn.subject import Subject
 
 
 class Busy(nn.Module):

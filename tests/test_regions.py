@@ -168,7 +168,7 @@ def test_the_model_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("message", "model", "options"),
     [
-        (r"'1' \(silu\) is smooth.*lmn.measure", mlp((2, 8, 1), nn.SiLU), {}),
+        (r"'1' \(silu\) is not piecewise linear.*lmn.measure", mlp((2, 8, 1), nn.SiLU), {}),
         (r"more than max_regions = 20 .*\d+ were found", mlp((2, 40, 40, 1)), {"max_regions": 20}),
         (r"max_regions must be at least 1", mlp((2, 8, 1)), {"max_regions": 0}),
         (r"there is no backend 'numba' for regions", mlp((2, 8, 1)), {"backend": "numba"}),

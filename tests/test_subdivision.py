@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from lmn.kernels.activations import Activation, activation
+from lmn.kernels.pieces import pieces
+from lmn.kernels.program import Program
 from lmn.kernels.regions import cpp, reference
-from lmn.kernels.regions.problem import PieceLayer, Problem, Subdivision, pieces
+from lmn.kernels.regions.problem import Chain, PieceLayer, Problem, Subdivision
 
 DATA = Path(__file__).parent / "data"
 EXPECTED = json.loads((DATA / "regions.json").read_text())
@@ -29,16 +31,23 @@ def random_weights(widths: tuple[int, ...], seed: int) -> Weights:
     return [(rng.uniform(-1, 1, (b, a)), rng.uniform(-1, 1, b)) for a, b in itertools.pairwise(widths)]
 
 
-def problem_of(weights: Weights, half: float, act: Activation | None = None, threads: int = 1) -> Problem:
+def chain_of(weights: Weights, half: float, act: Activation | None = None) -> Chain:
     (first, c), rest = weights[0], weights[1:]
     act = act or activation("relu")
     layers = tuple(PieceLayer(pieces(act, w.shape[1]), w, b) for w, b in rest)
-    size = np.abs(c) + half * np.abs(first).sum(1)
-    return Problem(half * first, c, size, layers, 10**6, threads)
+    return Chain(half * first, c, np.abs(c) + half * np.abs(first).sum(1), layers)
+
+
+def problem_of(chain: Chain, threads: int = 1, max_regions: int = 10**6) -> Problem:
+    def no_program() -> Program:
+        raise AssertionError("not asked for")
+
+    n = chain.n_axes
+    return Problem(chain, "", no_program, np.zeros(n), np.eye(n), (n,), max_regions, threads)
 
 
 def subdivided(weights: Weights, half: float, act: Activation | None = None, threads: int = 1) -> Subdivision:
-    return cpp.regions(problem_of(weights, half, act, threads), geometry=True)
+    return cpp.regions(problem_of(chain_of(weights, half, act), threads), geometry=True)
 
 
 def forward(weights: Weights, x: np.ndarray, act: Activation) -> np.ndarray:
@@ -90,9 +99,9 @@ def test_each_map_is_the_network_in_its_region(n_in: int, act: Activation) -> No
 @pytest.mark.parametrize("n_in", [1, 2, 3])
 @pytest.mark.parametrize("act", ACTIVATIONS, ids=lambda act: act.name)
 def test_the_same_cells_as_by_linear_programs(n_in: int, act: Activation) -> None:
-    problem = problem_of(random_weights((n_in, 5, 4, 2), seed=30 + n_in), 2.0, act)
-    expected = {cell.pattern: cell for cell in reference.regions(problem)}
-    found = cpp.regions(problem)
+    chain = chain_of(random_weights((n_in, 5, 4, 2), seed=30 + n_in), 2.0, act)
+    expected = {cell.pattern: cell for cell in reference.regions(chain)}
+    found = cpp.regions(problem_of(chain))
     first = np.cumsum([0, *(-(-n // 64) for n in found.lines_a_layer)])
     bits = [
         tuple(bool(int(words[w]) >> i & 1) for w, n in zip(first, found.lines_a_layer, strict=False) for i in range(n))
@@ -163,15 +172,12 @@ def test_the_tree_of_cuts_finds_the_region_of_a_point() -> None:
 
 
 def test_too_many_regions_are_given_up() -> None:
-    (first, c), *rest = random_weights((2, 64, 64, 1), seed=6)
-    layers = tuple(PieceLayer(pieces(activation("relu"), w.shape[1]), w, b) for w, b in rest)
-    found = cpp.regions(Problem(9 * first, c, np.abs(c) + 9 * np.abs(first).sum(1), layers, 1000, 2))
+    found = cpp.regions(problem_of(chain_of(random_weights((2, 64, 64, 1), seed=6), 9.0), threads=2, max_regions=1000))
     assert not found.complete
     assert found.n_regions >= 1000
 
 
 @pytest.mark.parametrize(("limit", "complete"), [(101, True), (100, False), (60, False)])
 def test_the_limit_on_regions_is_exact(limit: int, complete: bool) -> None:
-    (first, c), *rest = weights_of("random_16x16")  # 101 regions
-    layers = tuple(PieceLayer(pieces(activation("relu"), w.shape[1]), w, b) for w, b in rest)
-    assert cpp.regions(Problem(first, c, np.abs(c), layers, limit, 2)).complete is complete
+    chain = chain_of(weights_of("random_16x16"), 1.0)  # 101 regions
+    assert cpp.regions(problem_of(chain, threads=2, max_regions=limit)).complete is complete

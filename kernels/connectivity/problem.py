@@ -121,7 +121,7 @@ class Problem:
         Whether the tail can be computed in float64.
     threads : int
     batch : int
-        Samples that the tail may be given at a time.
+        Samples that the tail may be given at a time in float64.
     n_rows : int or None
         The pairs asked for are those of the first ``n_rows`` samples with the others; None: all pairs.
     """

@@ -21,6 +21,7 @@ _CACHE_BYTES = 3 << 19  # of a chunk's widest intermediate result, a core: faste
 _GPU_BYTES = 1 << 28
 _MOST_CACHE_BYTES = 1 << 23  # however many cores: memory is bounded
 _MOST_PAIRS, _MOST_CHUNKS = 1 << 16, 16  # of which the sums are taken together: progress is told after each
+_SINGLES_A_DOUBLE = 8  # samples at a time in float32, whose convolutions seldom copy, for each of float64
 _SUMS_BYTES = 1 << 22
 _BYTES_AN_OUTPUT = 80  # of a pair, in float64, while its sums become r^2
 
@@ -88,6 +89,7 @@ class _Runner:
         self._t = t.to(h.dtype)
         self._moments = torch.stack([torch.ones_like(t), t - 0.5]).to(h.dtype)  # (2, m - 2)
         self._ones = torch.ones_like(self._t)
+        self._samples_a_call = problem.batch * (_SINGLES_A_DOUBLE if h.dtype == torch.float32 else 1)
         self._y = torch.cat([problem.tail(part.clone()) for part in h.split(problem.batch)])
         self._scale = _extreme(self._y)
         steps = (m - 2) * h.element_size()
@@ -115,7 +117,8 @@ class _Runner:
             part = slice(first, first + self._chunk)
             h_i = self._h[i[part]]
             path = torch.addcmul(h_i, t, self._h[j[part]] - h_i)  # (m - 2, n_pairs, ...)
-            y[:, part] = self._problem.tail(path.flatten(0, 1)).unflatten(0, path.shape[:2])
+            outputs = [self._problem.tail(some) for some in path.flatten(0, 1).split(self._samples_a_call)]
+            y[:, part] = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unflatten(0, path.shape[:2])
         return y
 
     def r2(self, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,60 +1,53 @@
-"""Bits packed and distinct patterns counted by the C++ core (csrc/patterns.cpp)."""
+"""Forward passes by torch; bits packed, hashed and counted by the C++ core (csrc/patterns.cpp)."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lmn import _core
+from lmn.kernels.patterns import blocks
+from lmn.kernels.patterns.bits import words_of
+from lmn.kernels.patterns.problem import Layout, Patterns, Problem
+from lmn.kernels.threads import torch_threads
 
 
-class PatternCounter:
-    """Streams samples' activation patterns into the set of distinct ones.
+def patterns(problem: Problem) -> Patterns:
+    """The distinct activation patterns at the problem's points; memory grows with them and not with the points."""
+    counter = _Counter(problem)
+    with torch.no_grad(), torch_threads(problem.threads):
+        if problem.lattice is not None:
+            counter.n_evaluated += blocks.count(problem, counter.insert, counter.evaluate)
+        else:
+            for first in range(0, problem.n_points, problem.batch):
+                counter.evaluate(np.arange(first, min(first + problem.batch, problem.n_points)))
+    return counter.result()
 
-    Parameters
-    ----------
-    n_words : int
-    verify : bool
-        Compare the bits of patterns whose 128-bit hashes agree.
-    threads : int
-    """
 
-    def __init__(self, n_words: int, verify: bool, threads: int) -> None:
-        self._n_words, self._threads = n_words, threads
-        self._set = _core.PatternSet(n_words, verify)
+class _Counter:
+    def __init__(self, problem: Problem) -> None:
+        self._problem, self._n_words = problem, Layout.of(problem.program).n_words
+        self._set = _core.PatternSet(self._n_words, problem.verify)
+        self._keys = np.empty(problem.n_points, dtype=np.int64) if problem.ids else None
+        self.n_evaluated = 0
 
-    def __len__(self) -> int:
-        return len(self._set)
+    def evaluate(self, indices: np.ndarray) -> None:
+        """Run the samples of ascending indices and count their patterns."""
+        problem = self._problem
+        words = words_of(problem.program, problem.samples(indices), problem.threads)
+        self.n_evaluated += len(indices)
+        keys = self._keys[indices[0] : indices[-1] + 1] if self._keys is not None else None
+        self._set.insert(words, indices, None, problem.threads, keys)
+        problem.progress(len(indices))
 
-    @property
-    def collisions(self) -> int:
-        """Different patterns of one hash that ``verify`` told apart."""
-        return int(self._set.collisions)
+    def insert(self, words: np.ndarray, first: np.ndarray, counts: np.ndarray) -> None:
+        """Count patterns that so many points have, the first of them at the given index."""
+        self._set.insert(words, first, counts, self._problem.threads, None)
+        self._problem.progress(int(counts.sum()))
 
-    def words(self, n: int) -> np.ndarray:
-        """Zeroed words for n samples, shape (n, n_words), uint64."""
-        return np.zeros((n, self._n_words), dtype=np.uint64)
-
-    def pack(self, z: Tensor, breakpoints: np.ndarray, words: np.ndarray, first_word: int) -> None:
-        """Set the bits z > breakpoint: z of shape (n, ...), unit by unit and breakpoint by breakpoint."""
-        values = z.detach().reshape(len(z), -1)
-        if values.dtype != torch.float64:
-            values = values.float()
-        array = np.ascontiguousarray(values.cpu().numpy())
-        pack = _core.pack_bits_f64 if array.dtype == np.float64 else _core.pack_bits_f32
-        pack(array, breakpoints, words, first_word, self._threads)
-
-    def insert(
-        self, words: np.ndarray, index: np.ndarray, counts: np.ndarray | None = None, keys: np.ndarray | None = None
-    ) -> None:
-        """Put in patterns that stand for ``counts`` points each, the earliest of them ``index``; fill keys for `positions`."""
-        self._set.insert(words, index, counts, self._threads, keys)
-
-    def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The distinct patterns (count, n_words), how many points each has, and its earliest point, in that one's order."""
-        return self._set.written(self._n_words)
-
-    def positions(self, keys: np.ndarray) -> None:
-        """Turn keys into positions among the result's patterns, in place."""
-        self._set.positions(keys, self._threads)
+    def result(self) -> Patterns:
+        words, counts, first = self._set.written(self._n_words)
+        if self._keys is not None:
+            self._set.positions(self._keys, self._problem.threads)
+        collisions = int(self._set.collisions) if self._problem.verify else None
+        return Patterns(words, counts, first, self._keys, collisions, self.n_evaluated)

@@ -1,57 +1,126 @@
-"""What is counted: the bits of a pattern, and what the distinct ones are."""
+"""What every backend is given, and what it finds: the activation patterns of a network at points."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
+
+from lmn.kernels.program import Program
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where in a pattern's words the bits of each activation are; each starts at a word of its own.
+    """Where in a pattern's words the bits of each layer are; each starts at a word of its own.
 
     Attributes
     ----------
     names : tuple of str
-        Where in the model the activations are.
+        Where in the model the layers, activations and maxima, are.
     bits : tuple of int
     """
 
     names: tuple[str, ...]
     bits: tuple[int, ...]
 
+    @classmethod
+    def of(cls, program: Program) -> Layout:
+        bends = [step.bend for step in program.bends if step.bend is not None]
+        return cls(tuple(bend.where for bend in bends), tuple(bend.n_bits for bend in bends))
+
     @property
     def first_words(self) -> tuple[int, ...]:
-        words = [-(-n // 64) for n in self.bits]
-        return tuple(int(n) for n in np.cumsum([0, *words[:-1]]))
+        """And, last, how many words there are."""
+        return tuple(int(n) for n in np.cumsum([0, *(-(-n // 64) for n in self.bits)]))
 
     @property
     def n_words(self) -> int:
-        return sum(-(-n // 64) for n in self.bits)
+        return self.first_words[-1]
 
     def distinct_after_each(self, patterns: np.ndarray) -> tuple[int, ...]:
-        """How many distinct patterns the first activation has, the first two together, and so on."""
-        ends = [first + -(-n // 64) for first, n in zip(self.first_words, self.bits, strict=True)]
-        return tuple(_n_distinct(patterns[:, :end]) for end in ends)
+        """How many distinct patterns the first layer has, the first two together, and so on."""
+        return tuple(_n_distinct(patterns[:, :end]) for end in self.first_words[1:])
 
 
 def _n_distinct(rows: np.ndarray) -> int:
-    if rows.shape[1] == 0:
-        return min(1, len(rows))
     rows = np.ascontiguousarray(rows)
-    return len(np.unique(rows.view(np.dtype((np.void, rows.shape[1] * 8)))))
+    return len(np.unique(rows.view(np.dtype((np.void, rows.shape[1] * 8))))) if rows.shape[1] else min(1, len(rows))
 
 
-def unseen(counts: np.ndarray) -> tuple[float, float]:
-    """What a random sample says about what it did not see, by how often each pattern was seen.
+@dataclass(frozen=True, eq=False)
+class Lattice:
+    """Points on a regular grid: origin + Σ_a i_a step_a, 0 <= i_a < counts[a], the last axis fastest.
 
-    Returns
-    -------
-    coverage : float
-        The share of the distribution that lies in the patterns seen: 1 - f1 / n (Good 1953), f1 of them seen once.
-    lower_bound : float
-        Of the number of patterns, seen or not: S + f1 (f1 - 1) / (2 (f2 + 1)) (Chao 1984, bias-corrected), f2 seen twice.
+    Attributes
+    ----------
+    counts : tuple of int
+    at : callable
+        (n, n_axes) float64, places between the points too, to samples (n, ...) of the program's dtype.
     """
-    once, twice = int((counts == 1).sum()), int((counts == 2).sum())
-    return 1 - once / max(int(counts.sum()), 1), len(counts) + once * (once - 1) / (2 * (twice + 1))
+
+    counts: tuple[int, ...]
+    at: Callable[[np.ndarray], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The activation patterns of a network at points.
+
+    Attributes
+    ----------
+    program : Program
+        Up to its last bend.
+    n_points : int
+    samples : callable
+        Indices, (n,) int64, to those samples, (n, ...), of the program's dtype; they may be overwritten.
+    batch : int
+        Samples that are run at a time.
+    lattice : Lattice or None
+        Where the points are a regular grid, and blocks of it in which nothing bends are to be counted without a look inside.
+    ids : bool
+        Whether it is asked which pattern each point has.
+    verify : bool
+        Compare the bits of patterns whose hashes are equal.
+    threads : int
+    progress : callable
+        Called with the number of points just done.
+    """
+
+    program: Program
+    n_points: int
+    samples: Callable[[np.ndarray], Tensor]
+    batch: int
+    lattice: Lattice | None
+    ids: bool
+    verify: bool
+    threads: int
+    progress: Callable[[int], object]
+
+
+@dataclass(frozen=True, eq=False)
+class Patterns:
+    """The distinct ones, in the order of the first point of each.
+
+    Attributes
+    ----------
+    words : ndarray of shape (count, n_words), uint64
+    counts : ndarray of shape (count,), int64
+        Points that have it.
+    first : ndarray of shape (count,), int64
+        The first of them.
+    ids : ndarray of shape (n_points,), int64, or None
+        Which pattern each point has.
+    collisions : int or None
+        Different patterns of one hash, if that was verified.
+    n_evaluated : int
+        Forward passes, of points or of directions of blocks.
+    """
+
+    words: np.ndarray
+    counts: np.ndarray
+    first: np.ndarray
+    ids: np.ndarray | None
+    collisions: int | None
+    n_evaluated: int

@@ -1,4 +1,4 @@
-"""Exact subdivision by the C++ core (csrc/subdivide.cpp)."""
+"""Exact subdivision of chains by the C++ core (csrc/subdivide.cpp)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from lmn.kernels.regions.problem import RELATIVE_TOLERANCE, PieceLayer, Problem,
 
 def regions(problem: Problem, geometry: bool = False) -> Subdivision:
     """The cells of the problem's cube; their vertices, edges and facets only if asked for."""
+    chain = problem.chain
+    assert chain is not None
     found = _core.subdivide(
-        a=problem.a,
-        c=problem.c,
-        size=problem.size,
-        layers=[_lines(layer) for layer in problem.layers],
+        a=chain.a,
+        c=chain.c,
+        size=chain.size,
+        layers=[_lines(layer) for layer in chain.layers],
         relative_tolerance=RELATIVE_TOLERANCE,
         geometry=geometry,
         max_regions=problem.max_regions,
@@ -22,11 +24,10 @@ def regions(problem: Problem, geometry: bool = False) -> Subdivision:
     )
     return Subdivision(
         n_regions=found["n_regions"],
-        lines_a_layer=tuple(layer.pieces.slopes.size - len(layer.pieces.slopes) for layer in problem.layers),
+        lines_a_layer=tuple(layer.pieces.n_lines for layer in chain.layers),
         complete=not found["stopped"],
         count_after_each_layer=tuple(found["after_layer"]),
         patterns=found["pattern"],
-        hashes=found["hash"],
         volumes=found["measure"],
         centres=found["centre"],
         maps=found["map"],

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linprog
 
-from lmn.kernels.regions.problem import PieceLayer, Problem
+from lmn.kernels.regions.problem import Chain, PieceLayer
 
 Cell = tuple[tuple[bool, ...], np.ndarray, np.ndarray]  # pattern; sides g x <= h as rows (g.., h); the units' maps
 
@@ -38,12 +38,12 @@ class ReferenceRegion:
     map: np.ndarray
 
 
-def regions(problem: Problem) -> list[ReferenceRegion]:
-    """The cells of the problem's cube, in no particular order."""
-    n = problem.n_axes
+def regions(chain: Chain) -> list[ReferenceRegion]:
+    """The cells of the cube, in no particular order."""
+    n = chain.n_axes
     sides = np.vstack([np.eye(n), -np.eye(n)])
-    cells: list[Cell] = [((), np.column_stack([sides, np.ones(2 * n)]), np.column_stack([problem.a, problem.c]))]
-    for layer in problem.layers:
+    cells: list[Cell] = [((), np.column_stack([sides, np.ones(2 * n)]), np.column_stack([chain.a, chain.c]))]
+    for layer in chain.layers:
         for unit in range(len(layer.pieces.slopes)):
             for at in layer.pieces.breakpoints:
                 cells = [half for cell in cells for half in _halves(cell, unit, at)]

@@ -184,14 +184,23 @@ def _measure(run: Run, model: nn.Module, training: Pairs, test: Pairs, *, step: 
     name = _snapshot_name(run, train_accuracy, test_accuracy, last)
     lmn = _NAN
     try:
-        found = measure(model, training.tokens, tap=TAP, max_points=None, connectivity=name != "", progress=False)
+        found = measure(
+            model,
+            training.tokens,
+            tap=TAP,
+            metrics=("lmn",),
+            max_points=None,
+            connectivity=name != "",
+            progress=False,
+        )
     except LmnError as error:
         if step == 0:
             raise  # an untrained network is finite: it is something else, and would be so at every step
         run.notes.append(f"The LMN at step {step} is missing: {error}")
     else:
+        assert found.lmn is not None
         lmn = found.lmn
-        if found.connectivity is not None:
+        if found.connectivity is not None and found.eigenvalues is not None:
             matrix = found.connectivity.float().numpy()
             run.snapshots.append(Snapshot(name, step, lmn, matrix, found.eigenvalues))
     row = Row(step, lmn, l2_norm, train_loss, test_loss, train_accuracy, test_accuracy)

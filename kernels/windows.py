@@ -27,9 +27,19 @@ class Windows:
     where: str
 
     @property
-    def bits(self) -> int:
-        """Bits that tell which member of a window is the largest."""
+    def bits_each(self) -> int:
+        """Bits that tell which member of a window is the largest: the first of equal ones."""
         return max(1, int(self.members.shape[1] - 1).bit_length())
+
+    @property
+    def n_bits(self) -> int:
+        """Of a pattern."""
+        return len(self.members) * self.bits_each
+
+    @property
+    def n_lines(self) -> int:
+        """Members are numbered window by window; where one takes over from another there is a line."""
+        return int(self.members.size)
 
 
 def pooling(

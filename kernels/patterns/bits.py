@@ -1,0 +1,52 @@
+"""The bits of samples' activation patterns, from what goes into each bend."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmn import _core
+from lmn.kernels.patterns.problem import Layout
+from lmn.kernels.pieces import Pieces
+from lmn.kernels.program import Program, Step
+from lmn.kernels.windows import Windows
+
+
+def largest_members(windows: Windows, units: Tensor) -> Tensor:
+    """Which member of each window is the largest, the first of equal ones: (n, n_units) to (n, n_windows), int64."""
+    signed = units if windows.sign > 0 else -units
+    padded = torch.cat([signed, signed.new_full((len(units), 1), -torch.inf)], dim=1)  # where members are -1
+    members = torch.from_numpy(windows.members).to(units.device)
+    best = padded[:, members[:, 0]]
+    position = torch.zeros(best.shape, dtype=torch.int64, device=units.device)
+    for place in range(1, members.shape[1]):
+        value = padded[:, members[:, place]]
+        larger = value > best
+        best = torch.where(larger, value, best)
+        position[larger] = place
+    return position
+
+
+def pack(step: Step, units: Tensor, words: np.ndarray, first_word: int, threads: int) -> None:
+    """Write the bits of one bend into samples' words, (n, n_words), from units of shape (n, n_units)."""
+    bend = step.bend
+    if isinstance(bend, Pieces):
+        z, breakpoints = units, bend.breakpoints
+    else:
+        assert bend is not None
+        position = largest_members(bend, units)
+        z = (position[:, :, None] >> torch.arange(bend.bits_each, device=units.device)) & 1
+        z, breakpoints = z.flatten(1).float(), np.array([0.5])
+    array = np.ascontiguousarray((z if z.dtype == torch.float64 else z.float()).cpu().numpy())
+    write = _core.pack_bits_f64 if array.dtype == np.float64 else _core.pack_bits_f32
+    write(array, breakpoints, words, first_word, threads)
+
+
+def words_of(program: Program, samples: Tensor, threads: int) -> np.ndarray:
+    """The patterns of samples, (n, n_words), uint64; the samples may be overwritten."""
+    layout = Layout.of(program)
+    first_words = dict(zip((step.target for step in program.bends), layout.first_words, strict=False))
+    words = np.empty((len(samples), layout.n_words), dtype=np.uint64)
+    program(samples, lambda step, units: pack(step, units, words, first_words[step.target], threads))
+    return words

@@ -1,0 +1,83 @@
+"""How large the terms are that units are summed from: what the rounding errors of their zeros are relative to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmn.kernels.pieces import Pieces
+from lmn.kernels.program import Program, Step, Value, units_of
+
+_PROBES = 8
+_POINTS_AN_AXIS = 5
+
+
+def term_sizes(program: Program, centre: np.ndarray, half: np.ndarray, shape: Sequence[int]) -> dict[int, np.ndarray]:
+    """For each bend, the size of the terms of each of its units over the cube centre + Σ_a u_a half_a, u in [-1, 1]^n_axes.
+
+    A size s of what goes into an affine step makes sqrt(Σ_i w_ui² s_i²) + |b_u| of what comes out of it: the size of a sum of
+    terms of any signs, as rounding errors are. It is found without knowing the weights, as the step's root mean square over
+    inputs r_i s_i with random signs r; or it is the largest value at some points of the cube, if that is larger.
+
+    Parameters
+    ----------
+    centre, half : ndarray of shape (n_in,) and (n_axes, n_in), float64
+    shape : sequence of int
+        Of one input.
+
+    Returns
+    -------
+    dict of int to ndarray of shape (n_units,), float64
+        By the bend's slot.
+    """
+    axis = np.linspace(-1, 1, _POINTS_AN_AXIS)
+    u = np.array(list(itertools.product(axis, repeat=len(half))))
+    points = torch.from_numpy(centre + u @ half).reshape(-1, *shape)
+    size = torch.from_numpy(np.abs(centre) + np.abs(half).sum(0)).reshape(1, *shape)
+    generator = torch.Generator().manual_seed(0)
+    values, sizes, found = {0: points}, {0: size}, dict[int, np.ndarray]()
+    for step in program.steps:
+        sources, source_sizes = [values[slot] for slot in step.sources], [sizes[slot] for slot in step.sources]
+        if step.bend is None:
+            sizes[step.target] = _after_affine(step, source_sizes, generator)
+        else:
+            units = units_of(source_sizes, 1)[0].numpy()
+            found[step.target] = np.maximum(units, units_of(sources, len(points)).abs().amax(0).numpy())
+            sizes[step.target] = torch.from_numpy(_after_bend(step, units)).reshape(1, *step.shape)
+        values[step.target] = step.run([_copy(value) for value in sources], len(points))
+        for slot in step.done:
+            del values[slot], sizes[slot]
+    return found
+
+
+def _after_affine(step: Step, sizes: list[Value], generator: torch.Generator) -> Value:
+    def probe(size: Value) -> Value:
+        if isinstance(size, tuple | list):
+            return [probe(part) for part in size]
+        signs = torch.randint(0, 2, (_PROBES + 1, *size.shape[1:]), generator=generator, dtype=size.dtype) * 2 - 1
+        signs[0] = 0
+        return signs * size
+
+    def size_of(out: Value) -> Value:
+        if isinstance(out, tuple | list):
+            return [size_of(part) for part in out]
+        return (out[1:] - out[:1]).square().mean(0, keepdim=True).sqrt() + out[:1].abs()
+
+    return size_of(step.run([probe(size) for size in sizes], _PROBES + 1))
+
+
+def _after_bend(step: Step, units: np.ndarray) -> np.ndarray:
+    bend = step.bend
+    if isinstance(bend, Pieces):
+        return np.asarray(np.abs(bend.slopes).max(1) * units + np.abs(bend.offsets).max(1))
+    assert bend is not None
+    return np.asarray(np.where(bend.members >= 0, units[bend.members], 0).max(1))
+
+
+def _copy(value: Value) -> Value:
+    """Steps may overwrite what they are given."""
+    return value.clone() if isinstance(value, Tensor) else [_copy(part) for part in value]

@@ -1,0 +1,159 @@
+"""The regions that a network was seen in, at samples or at the points of a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmn.activation_patterns import ActivationPatterns
+from lmn.errors import LmnError
+from lmn.kernels.patterns.bits import words_of
+from lmn.kernels.program import Program
+from lmn.partition import Array, LinearMaps, Regions
+from lmn.subject import Subject
+
+# A share of the points that have a region of their own from which a count measures the sample more than the network.
+_NEARLY_EVERY = 0.9
+
+_REGIONS_AT_A_TIME = 1024  # that are looked at again
+
+
+@dataclass(frozen=True, eq=False)
+class ObservedRegions(Regions):
+    """The distinct activation patterns at points: a lower bound of the regions there are.
+
+    Attributes
+    ----------
+    n_points : int
+    counts : ndarray of shape (count,), int64
+        Points in each region.
+    first : ndarray of shape (count,), int64
+        The first point in each, by which regions are ordered.
+    points : ndarray of shape (count, ...), float64
+        Those points: inputs, or activations at the tap.
+    linear_maps : LinearMaps
+        A is (count, n_out, n_in): ∂f/∂x at that point; c = f(x) - A x. Computed when it is first asked for.
+    coverage : float
+        Good-Turing: the share of the distribution, from which the points are independent draws, that lies in the regions seen.
+    lower_bound : float
+        Chao1: of the number of regions with a share of it, seen or not.
+    limited_by_points : bool
+        Nearly every point has a region of its own: the count tells how many points there are.
+    """
+
+    found: ActivationPatterns
+    subject: Subject
+    program: Program
+    elapsed: float
+
+    exact: ClassVar[bool] = False
+
+    @property
+    def count(self) -> int:
+        return len(self.found.counts)
+
+    @property
+    def n_points(self) -> int:
+        return self.found.n_points
+
+    @property
+    def layers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.found.layers
+
+    @property
+    def patterns(self) -> np.ndarray[Any, Any]:
+        return self.found.words
+
+    @property
+    def counts(self) -> np.ndarray[Any, Any]:
+        return self.found.counts
+
+    @property
+    def first(self) -> np.ndarray[Any, Any]:
+        return self.found.first
+
+    @cached_property
+    def count_after_each_layer(self) -> tuple[int, ...]:
+        return self.found.count_after_each_layer
+
+    @property
+    def coverage(self) -> float:
+        return self.found.coverage
+
+    @property
+    def lower_bound(self) -> float:
+        return self.found.lower_bound
+
+    @property
+    def limited_by_points(self) -> bool:
+        return self.count >= _NEARLY_EVERY * self.n_points
+
+    @cached_property
+    def points(self) -> Array:
+        return np.concatenate([part.double().cpu().numpy() for part in self._samples()])
+
+    def _samples(self) -> Iterator[Tensor]:
+        """The first points of the regions, some at a time."""
+        for indices in np.array_split(self.first, -(-self.count // _REGIONS_AT_A_TIME)):
+            with self.subject.network.reading():
+                samples = self.subject.samples(torch.from_numpy(indices))
+            yield samples
+
+    @cached_property
+    def linear_maps(self) -> LinearMaps:
+        double = self.program.in_dtype(torch.float64)
+        a, c = zip(*(_maps(double, samples.double()) for samples in self._samples()), strict=True)
+        return LinearMaps(np.concatenate(a), np.concatenate(c))
+
+    @property
+    def _flat_maps(self) -> Array:
+        a, c = self.linear_maps
+        return np.concatenate([a, c[:, :, None]], axis=2).reshape(self.count, -1)
+
+    def locate(self, inputs: Any) -> np.ndarray[Any, Any]:
+        """The regions of points, shape (n, ...), as (n,) int64; -1 for one whose pattern was not seen."""
+        example = next(self._samples())
+        x = torch.as_tensor(inputs).to(example)
+        if x.shape[1:] != example.shape[1:]:
+            shape = ", ".join(map(str, example.shape[1:]))
+            raise LmnError(f"locate takes points of shape (n, {shape}); got {tuple(x.shape)}.")
+        known = {row.tobytes(): region for region, row in enumerate(self.patterns)}
+        with torch.no_grad():
+            words = np.concatenate([words_of(self.program, part.clone(), 1) for part in x.split(_REGIONS_AT_A_TIME)])
+        return np.array([known.get(row.tobytes(), -1) for row in words], dtype=np.int64)
+
+    def to_dict(self) -> dict[str, float]:
+        layers = {f"observed_regions_after_layer_{index}": float(n) for index, n in enumerate(self.count_after_each_layer)}
+        unseen = {"observed_regions_coverage": self.coverage, "observed_regions_lower_bound": self.lower_bound}
+        return {"observed_regions": float(self.count), **layers, **unseen}
+
+    def __str__(self) -> str:
+        after = ", ".join(map(str, self.count_after_each_layer))
+        lines = [
+            f"{self.count} activation regions observed at {self.n_points} points",
+            f"coverage {self.coverage:.1%}, at least {self.lower_bound:.0f} by Chao1; after each layer {after}; "
+            f"{self.elapsed:.2f} s",
+        ]
+        if self.limited_by_points:
+            lines.append("nearly every point has a region of its own: the count measures how many points there are")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"ObservedRegions(count={self.count}, at {self.n_points} points)"
+
+
+def _maps(program: Program, samples: Tensor) -> tuple[Array, Array]:
+    """A = ∂f/∂x, (n, n_out, n_in), and c = f(x) - A x, by one backward pass an output."""
+    with torch.enable_grad():
+        x = samples.detach().requires_grad_()
+        y = program(x.clone())
+        rows = [torch.autograd.grad(y[:, k].sum(), x, retain_graph=k + 1 < y.shape[1])[0] for k in range(y.shape[1])]
+    a = torch.stack(rows, dim=1).flatten(2)
+    c = y.detach() - torch.einsum("nki,ni->nk", a, samples.flatten(1))
+    return a.cpu().numpy(), c.cpu().numpy()
