@@ -28,6 +28,7 @@ template <int D>
 struct Cell {
     int n_vertices, n_facets;
     double* x[D];        // [vertex]
+    double* slack;       // [vertex] how far it may be from where its lines meet: they may be nearly parallel
     uint64_t* zero;      // [vertex]
     uint64_t* facet;     // [facet] zero of it; of a polygon, facet i is the edge from vertex i to i + 1
     int32_t* label;      // [facet] the line that made it, or n_lines + its number among the domain's own
@@ -39,6 +40,7 @@ template <int D>
 Cell<D> empty_cell(Arena& arena, int n_vertices, int n_facets, int n_edges) {
     Cell<D> cell{};
     for (int d = 0; d < D; ++d) cell.x[d] = arena.take<double>(n_vertices);
+    cell.slack = arena.take<double>(n_vertices);
     cell.zero = arena.take<uint64_t>(n_vertices);
     cell.facet = arena.take<uint64_t>(n_facets);
     cell.label = arena.take<int32_t>(n_facets);
@@ -53,6 +55,7 @@ Cell<D> copy_of(const Cell<D>& from, Arena& arena) {
     to.n_facets = from.n_facets;
     to.n_edges = from.n_edges;
     for (int d = 0; d < D; ++d) std::copy_n(from.x[d], from.n_vertices, to.x[d]);
+    std::copy_n(from.slack, from.n_vertices, to.slack);
     std::copy_n(from.zero, from.n_vertices, to.zero);
     std::copy_n(from.facet, from.n_facets, to.facet);
     std::copy_n(from.label, from.n_facets, to.label);
@@ -73,6 +76,7 @@ Cell<D> cube(Arena& arena, int32_t first_line) {
     for (int v = 0; v < kVertices; ++v) {
         const int corner = D == 2 ? kAround[v] : v;
         cell.zero[v] = 0;
+        cell.slack[v] = 0;
         for (int d = 0; d < D; ++d) {
             const int side = corner >> d & 1;
             cell.x[d][v] = side ? 1.0 : -1.0;
@@ -97,15 +101,18 @@ Cell<D> cube(Arena& arena, int32_t first_line) {
     return cell;
 }
 
-// An affine function's sign at each vertex, zero within a tolerance.
+// An affine function's sign at each vertex, zero within a tolerance and the vertex's slack.
 template <int D>
 int count_signs(const Cell<D>& cell, const double* a, double c, double tolerance, double* value, int8_t* sign) {
     int seen = 0;  // bit 0: below, 1: on, 2: above
+    double slope = 0;
+    for (int d = 0; d < D; ++d) slope += std::abs(a[d]);
     for (int v = 0; v < cell.n_vertices; ++v) {
         double z = c;
         for (int d = 0; d < D; ++d) z += a[d] * cell.x[d][v];
         value[v] = z;
-        sign[v] = int8_t(z > tolerance ? 1 : z < -tolerance ? -1 : 0);
+        const double near = tolerance + slope * cell.slack[v];
+        sign[v] = int8_t(z > near ? 1 : z < -near ? -1 : 0);
         seen |= 1 << (sign[v] + 1);
     }
     return seen;
@@ -146,13 +153,20 @@ void touch(const Cell<D>& cell, const int8_t* sign, uint64_t key) {
     }
 }
 
-// What is noted where a cell is cut: the number of what cuts it, and what that adds to `zero`, seen from below and from above.
+// What is noted where a cell is cut: the number of what cuts it, what that adds to `zero`, seen from below and from above, and
+// how wrong its values at the vertices may be.
 struct Cut {
     int32_t label;
     uint64_t zero[2];
+    double error;
 };
 
-inline Cut cut_by(int32_t line) { return {line, {zero_key(line, false), zero_key(line, true)}}; }
+// The share of a line's tolerance that rounding takes up.
+inline constexpr double kRounding = 0.01;
+
+inline Cut cut_by(int32_t line, double tolerance) {
+    return {line, {zero_key(line, false), zero_key(line, true)}, kRounding * tolerance};
+}
 
 template <int D>
 struct Halves {
@@ -161,14 +175,21 @@ struct Halves {
 
 // Where the line crosses from a vertex with one strict sign to one with the other.
 template <int D>
-inline void cross(const Cell<D>& from, int p, int q, const double* value, const Cell<D>& to, int v) {
+inline void cross(const Cell<D>& from, int p, int q, const double* value, const Cut& by, const Cell<D>& to, int v) {
     const double t = value[p] / (value[p] - value[q]);
-    for (int d = 0; d < D; ++d) to.x[d][v] = from.x[d][p] + t * (from.x[d][q] - from.x[d][p]);
+    double length = 0;
+    for (int d = 0; d < D; ++d) {
+        const double along = from.x[d][q] - from.x[d][p];
+        to.x[d][v] = from.x[d][p] + t * along;
+        length += std::abs(along);
+    }
+    to.slack[v] = from.slack[p] + t * (from.slack[q] - from.slack[p]) + length * by.error / std::abs(value[p] - value[q]);
 }
 
 template <int D>
 inline void copy_vertex(const Cell<D>& from, int p, const Cell<D>& to, int v) {
     for (int d = 0; d < D; ++d) to.x[d][v] = from.x[d][p];
+    to.slack[v] = from.slack[p];
 }
 
 inline Halves<1> split(const Cell<1>& cell, const double* value, const int8_t* sign, const Cut& by, Arena& arena) {
@@ -185,7 +206,7 @@ inline Halves<1> split(const Cell<1>& cell, const double* value, const int8_t* s
                 half.facet[end] = cell.facet[end];
                 half.label[end] = cell.label[end];
             } else {
-                cross(cell, 0, 1, value, half, end);
+                cross(cell, 0, 1, value, by, half, end);
                 half.zero[end] = half.facet[end] = by.zero[above];
                 half.label[end] = by.label;
             }
@@ -221,9 +242,9 @@ inline Halves<2> split(const Cell<2>& cell, const double* value, const int8_t* s
             }
             if (sign[v] * sign[w] < 0) {
                 if (sign[v] > 0)
-                    cross(cell, v, w, value, half, m);
+                    cross(cell, v, w, value, by, half, m);
                 else
-                    cross(cell, w, v, value, half, m);  // the same arithmetic from either side
+                    cross(cell, w, v, value, by, half, m);  // the same arithmetic from either side
                 const bool leaves = sign[v] == mine;
                 put(cell.facet[v] + key, leaves ? key : cell.facet[v], leaves ? by.label : cell.label[v]);
             }
@@ -240,6 +261,7 @@ inline Halves<3> split(const Cell<3>& cell, const double* value, const int8_t* s
     int32_t* facet_to = arena.take<int32_t>(n_facets);
     int32_t* ends = arena.take<int32_t>(2 * int64_t(n_facets));  // of the cut through a facet, as vertices of the half
     bool* off = arena.take<bool>(n_facets);                      // a vertex of it is strictly on this side
+    constexpr int32_t kHasEdge = -2;                             // in `ends`: the facet has its edge with the cut already
     for (const bool above : {true, false}) {
         Cell<3>& half = above ? halves.above : halves.below;
         half = empty_cell<3>(arena, n_vertices + n_edges, n_facets + 1, n_edges + n_facets);
@@ -270,6 +292,7 @@ inline Halves<3> split(const Cell<3>& cell, const double* value, const int8_t* s
         half.facet[cut] = key;
         half.label[cut] = by.label;
         const auto end_of_cut = [&](int f, int v) {
+            if (ends[2 * f] == kHasEdge) return;
             if (ends[2 * f] < 0)
                 ends[2 * f] = v;
             else if (ends[2 * f] != v && ends[2 * f + 1] < 0)
@@ -282,7 +305,7 @@ inline Halves<3> split(const Cell<3>& cell, const double* value, const int8_t* s
             const int f = edge.face[0], g = edge.face[1];
             if (sign[p] * sign[q] < 0) {
                 const int above_end = sign[p] > 0 ? p : q;
-                cross(cell, above_end, above_end == p ? q : p, value, half, m);  // the same arithmetic from either side
+                cross(cell, above_end, above_end == p ? q : p, value, by, half, m);  // the same arithmetic from either side
                 half.zero[m] = edge.zero + key;
                 const int kept = sign[p] == mine ? p : q;
                 half.edges[edges++] = {{vertex_to[kept], m}, {facet_to[f], facet_to[g]}, edge.zero};
@@ -300,7 +323,7 @@ inline Halves<3> split(const Cell<3>& cell, const double* value, const int8_t* s
                 // The line runs along this edge: one of its facets stays, the cut takes the place of the other.
                 const int stays = facet_to[f] >= 0 ? f : g;
                 half.edges[edges++] = {{vertex_to[p], vertex_to[q]}, {facet_to[stays], cut}, edge.zero + key};
-                ends[2 * stays] = ends[2 * stays + 1] = -2;  // it has its edge with the cut
+                ends[2 * stays] = ends[2 * stays + 1] = kHasEdge;
             }
         }
         for (int f = 0; f < n_facets; ++f)

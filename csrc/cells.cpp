@@ -18,6 +18,7 @@ constexpr int64_t kCellsATask = 16;  // a fixed number, so that results don't de
 template <int D>
 void put(Cells& to, const Cell<D>& cell, uint64_t hash) {
     for (int d = 0; d < D; ++d) to.x.insert(to.x.end(), cell.x[d], cell.x[d] + cell.n_vertices);
+    to.slack.insert(to.slack.end(), cell.slack, cell.slack + cell.n_vertices);
     to.zero.insert(to.zero.end(), cell.zero, cell.zero + cell.n_vertices);
     to.facet.insert(to.facet.end(), cell.facet, cell.facet + cell.n_facets);
     to.label.insert(to.label.end(), cell.label, cell.label + cell.n_facets);
@@ -38,6 +39,7 @@ Cell<D> taken(const Cells& from, int64_t i, Arena& arena) {
     cell.n_facets = n_facets;
     cell.n_edges = n_edges;
     for (int d = 0; d < D; ++d) std::copy_n(from.x.data() + D * v + d * n_vertices, n_vertices, cell.x[d]);
+    std::copy_n(from.slack.data() + v, n_vertices, cell.slack);
     std::copy_n(from.zero.data() + v, n_vertices, cell.zero);
     std::copy_n(from.facet.data() + f, n_facets, cell.facet);
     std::copy_n(from.label.data() + f, n_facets, cell.label);
@@ -55,6 +57,7 @@ void append(Cells& to, const Cells& from, int64_t first, int64_t last) {
         into.insert(into.end(), column.begin() + width * start[first], column.begin() + width * start[last]);
     };
     join(to.x, from.x, from.vertex_start, from.dimension);
+    join(to.slack, from.slack, from.vertex_start);
     join(to.zero, from.zero, from.vertex_start);
     join(to.facet, from.facet, from.facet_start);
     join(to.label, from.label, from.facet_start);
@@ -238,10 +241,11 @@ private:
     }
 
     // The signs of a member less another at a cell's vertices: bit 0: below somewhere, 1: on, 2: above.
-    int compare(const Cell<D>& cell, int64_t u, int64_t w, double* value, int8_t* sign) const {
+    int compare(const Cell<D>& cell, int64_t u, int64_t w, double* value, int8_t* sign, double* tolerance = nullptr) const {
         double a[D], c;
-        const double tolerance = difference(u, w, a, &c);
-        return count_signs(cell, a, c, tolerance, value, sign);
+        const double near = difference(u, w, a, &c);
+        if (tolerance) *tolerance = near;
+        return count_signs(cell, a, c, near, value, sign);
     }
 
     static constexpr int kBelow = 1, kOn = 2, kAbove = 4;
@@ -309,11 +313,12 @@ private:
                 if (unit(window, other) < 0 || other == m) continue;
                 double* z = arena_.take<double>(part.n_vertices);
                 int8_t* sign = arena_.take<int8_t>(part.n_vertices);
-                const int seen = compare(part, unit(window, m), unit(window, other), z, sign);
+                double tolerance;
+                const int seen = compare(part, unit(window, m), unit(window, other), z, sign, &tolerance);
                 empty = !(seen & kAbove) && !(seen == kOn && m < other);
                 if (empty) break;
                 if (seen & kBelow)
-                    part = split(part, z, sign, {number(window, other), {0, key(window, other)}}, arena_).above;
+                    part = split(part, z, sign, {number(window, other), {0, key(window, other)}, kRounding * tolerance}, arena_).above;
                 else if (seen & kOn)
                     touch(part, sign, key(window, other));
             }

@@ -15,6 +15,7 @@ struct Cells {
     int dimension = 0;
     std::vector<int64_t> vertex_start{0}, facet_start{0}, edge_start{0};
     std::vector<double> x;  // of each cell [axis][vertex]
+    std::vector<double> slack;
     std::vector<uint64_t> zero;
     std::vector<uint64_t> facet;
     std::vector<int32_t> label;

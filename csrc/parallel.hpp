@@ -1,6 +1,7 @@
 // A loop whose iterations are handed out one at a time: each writes its own results, so their order does not matter.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -9,6 +10,12 @@
 #include <vector>
 
 namespace lmn {
+
+// How many workers are worth their start, of at most so many, for so many nanoseconds of work.
+inline int workers_for(double nanoseconds, int most) {
+    constexpr double kWorthAStart = 300'000;
+    return nanoseconds < 2 * kWorthAStart ? 1 : int(std::min<double>(most, nanoseconds / kWorthAStart));
+}
 
 // Calls body(index, worker) for first <= index < last on `workers` threads, this one among them.
 template <class Body>

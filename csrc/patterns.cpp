@@ -11,6 +11,7 @@ namespace lmn {
 
 namespace {
 constexpr int64_t kSamplesATask = 256;
+constexpr double kNanosecondsABit = 0.2, kNanosecondsAWord = 5, kNanosecondsAPattern = 100;
 
 // Two lanes, each a chain of bijections of the words: equal hashes of different patterns are as rare as 128 random bits make them.
 void hash_of(const uint64_t* words, int64_t n_words, uint64_t* hash) {
@@ -22,12 +23,26 @@ void hash_of(const uint64_t* words, int64_t n_words, uint64_t* hash) {
     hash[0] = a;
     hash[1] = b;
 }
+// Bit k: z[k] > b, for 64 values. Bytes first, which compilers do in vectors; a product then gathers the bits of eight of them.
+template <class T>
+uint64_t word_above(const T* z, T b) {
+    uint8_t byte[64];
+    for (int k = 0; k < 64; ++k) byte[k] = z[k] > b;
+    uint64_t word = 0;
+    for (int k = 0; k < 8; ++k) {
+        uint64_t eight = 0;
+        for (int i = 0; i < 8; ++i) eight |= uint64_t(byte[8 * k + i]) << (8 * i);  // one load
+        word |= (eight * 0x0102040810204080) >> 56 << (8 * k);
+    }
+    return word;
+}
 }  // namespace
 
 template <class T>
 void pack_bits(const T* z, int64_t n_samples, int64_t n_units, const double* breakpoint, int64_t n_breakpoints, uint64_t* words,
                int64_t n_words, int64_t first_word, int threads) {
     const int64_t n_lines = n_units * n_breakpoints;
+    threads = workers_for(kNanosecondsABit * double(n_samples * n_lines), threads);
     parallel_for(0, (n_samples + kSamplesATask - 1) / kSamplesATask, threads, [&](int64_t task, int) {
         const int64_t last = std::min(n_samples, (task + 1) * kSamplesATask);
         for (int64_t s = task * kSamplesATask; s < last; ++s) {
@@ -35,11 +50,12 @@ void pack_bits(const T* z, int64_t n_samples, int64_t n_units, const double* bre
             uint64_t* to = words + s * n_words + first_word;
             if (n_breakpoints == 1) {
                 const T b = T(breakpoint[0]);
-                for (int64_t i = 0; i < n_lines; i += 64) {
-                    const int64_t n = std::min<int64_t>(64, n_lines - i);
-                    uint64_t word = 0;
-                    for (int64_t k = 0; k < n; ++k) word |= uint64_t(row[i + k] > b) << k;
-                    to[i / 64] = word;
+                int64_t i = 0;
+                for (; i + 64 <= n_lines; i += 64) to[i / 64] = word_above(row + i, b);
+                if (i < n_lines) {
+                    T rest[64];
+                    std::fill(std::copy(row + i, row + n_lines, rest), rest + 64, b);
+                    to[i / 64] = word_above(rest, b);
                 }
             } else {
                 std::fill_n(to, (n_lines + 63) / 64, uint64_t(0));
@@ -56,6 +72,7 @@ template void pack_bits(const double*, int64_t, int64_t, const double*, int64_t,
 
 void PatternSet::insert(const uint64_t* words, int64_t n, const int64_t* index, const int64_t* count, int threads, int64_t* key) {
     std::vector<uint64_t> hash(2 * n);
+    threads = workers_for(double(n) * (kNanosecondsAPattern + kNanosecondsAWord * double(n_words_)), threads);
     parallel_for(0, (n + kSamplesATask - 1) / kSamplesATask, threads, [&](int64_t task, int) {
         const int64_t last = std::min(n, (task + 1) * kSamplesATask);
         for (int64_t i = task * kSamplesATask; i < last; ++i) hash_of(words + i * n_words_, n_words_, hash.data() + 2 * i);

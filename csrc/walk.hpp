@@ -244,8 +244,9 @@ public:
                 arena.release(mark);
                 return;
             }
-            // On the verge of the tolerance: it cuts by one way of summing and not by the other.
+            // On the verge of the tolerance: it does not cut by the vertices' slack, or by another way of summing.
             const bool is_above = high[chosen] > -low[chosen];
+            note_touch(state, chosen, is_above);
             cuts[chosen / 64] &= ~(uint64_t(1) << (chosen % 64));
             --kept;
             settle(state, chosen, largest(low, high, chosen), is_above);
@@ -283,7 +284,7 @@ private:
     static double largest(const double* low, const double* high, int64_t i) { return std::max(-low[i], high[i]); }
 
     // The share of a line in the next layer's maps, as weights and one row (a.., c, size); false where it has none. The line's
-    // values over the cell are at most `size`.
+    // values over the cell are at most `size`, and where that is next to nothing they are the rounding error of their terms.
     bool share(const State<D>& state, int64_t i, double size, bool above, double* row, const double** weight) const {
         const Layer& layer = network_.layers[state.layer];
         const PieceLayer& given = *layer.given;
@@ -294,7 +295,7 @@ private:
         const Maps& maps = state.lines.maps;
         for (int d = 0; d < D; ++d) row[d] = slope * maps.a[d][i];
         row[D] = slope * maps.c[i] + offset;
-        row[D + 1] = std::abs(slope) * size + std::abs(offset);
+        row[D + 1] = std::abs(slope) * (size + kRounding * maps.size[i]) + std::abs(offset);
         *weight = layer.weight.get() + given.unit[index] * padded(given.n_next);
         return true;
     }
@@ -362,7 +363,7 @@ private:
             return false;
         }
         const int32_t line = int32_t(network_.layers[state.layer].first_line) + index;
-        const Halves<D> halves = split(state.cell, value, sign, cut_by(line), arena);
+        const Halves<D> halves = split(state.cell, value, sign, cut_by(line, lines.tolerance[chosen]), arena);
         const int64_t node = branches_.size();
         branches_.cut.insert(branches_.cut.end(), plane, plane + D + 1);
         branches_.child.insert(branches_.child.end(), {0, 0});
@@ -393,6 +394,7 @@ private:
                 if (i == chosen) continue;
                 for (int d = 0; d < D; ++d) rest.maps.a[d][to] = lines.maps.a[d][i];
                 rest.maps.c[to] = lines.maps.c[i];
+                rest.maps.size[to] = lines.maps.size[i];
                 rest.tolerance[to] = lines.tolerance[i];
                 rest.index[to++] = index_of(lines, i);
             }

@@ -57,6 +57,8 @@ class Program:
         The slot of the output.
     widest : int
         Values a sample of the widest result.
+    overwrites : bool
+        Whether the samples it is given may be overwritten.
     in_dtype : callable
         The same program in another dtype, from the same weights.
     """
@@ -64,6 +66,7 @@ class Program:
     steps: tuple[Step, ...]
     output: int
     widest: int
+    overwrites: bool
     in_dtype: Callable[[torch.dtype], Program]
 
     @property
@@ -71,25 +74,30 @@ class Program:
         """The steps that are not affine."""
         return tuple(step for step in self.steps if step.bend is not None)
 
-    @property
-    def to_last_bend(self) -> Program:
-        """The steps that the last bend needs, whose own result it is."""
-        last = max((index for index, step in enumerate(self.steps) if step.bend is not None), default=-1)
-        output = self.steps[last].target if last >= 0 else 0
-        return Program(self.steps[: last + 1], output, self.widest, lambda dtype: self.in_dtype(dtype).to_last_bend)
+    def __call__(self, h: Tensor) -> Tensor:
+        """The outputs of samples, (n, n_out)."""
+        out: Tensor = self._run(h, self.steps)[self.output]
+        return out.reshape(len(h), -1)
 
-    def __call__(self, h: Tensor, at_bend: Callable[[Step, Tensor], None] | None = None) -> Tensor:
-        """The outputs, (n, n_out), of samples, which may be overwritten; at_bend gets what goes into bends, (n, n_units)."""
+    def visit(self, h: Tensor, at_bend: Callable[[Step, Tensor], None]) -> None:
+        """Run samples up to the last bend, and tell what goes into each: units of shape (n, n_units)."""
+        bends = self.bends
+        if not bends:
+            return
+        last = self.steps.index(bends[-1])
+        values = self._run(h, self.steps[:last], at_bend)
+        at_bend(bends[-1], units_of([values[slot] for slot in bends[-1].sources], len(h)))
+
+    def _run(self, h: Tensor, steps: Sequence[Step], at_bend: Callable[[Step, Tensor], None] | None = None) -> dict[int, Value]:
         values: dict[int, Value] = {0: h}
-        for step in self.steps:
+        for step in steps:
             sources = [values[slot] for slot in step.sources]
             if step.bend is not None and at_bend is not None:
                 at_bend(step, units_of(sources, len(h)))
             values[step.target] = step.run(sources, len(h))
             for slot in step.done:
-                values.pop(slot, None)
-        out: Tensor = values[self.output]
-        return out.reshape(len(h), -1)
+                del values[slot]
+        return values
 
 
 def units_of(sources: Sequence[Tensor], n: int) -> Tensor:

@@ -21,7 +21,7 @@ from lmn.kernels.program import Program
 from lmn.selection import Select
 from lmn.subject import Subject
 
-_BATCH_BYTES = 1 << 24  # of the widest result of the samples that are run together
+_BATCH_BYTES = 1 << 22  # of the widest result of the samples that are run together
 _LARGEST_BATCH = 1 << 13
 
 
@@ -153,7 +153,7 @@ def observe(
         total=grid.n_points, desc="patterns", unit="point", unit_scale=True, delay=1, leave=False, disable=not progress
     ) as bar:
         problem = Problem(
-            program=program.to_last_bend,
+            program=program,
             n_points=grid.n_points,
             samples=lambda indices: subject.samples(torch.from_numpy(indices)),
             batch=max(1, min(_LARGEST_BATCH, _BATCH_BYTES // (example.element_size() * program.widest))),
@@ -165,7 +165,7 @@ def observe(
         )
         chosen = choose("patterns", backend, problem)
         found = chosen.load("patterns")(problem)
-    layout = Layout.of(problem.program)
+    layout = Layout.of(program)
     return program, ActivationPatterns(
         found.words, found.counts, found.first, found.ids, grid.n_points, layout.names, layout.bits, layout.first_words[:-1],
         found.collisions, chosen.name,

@@ -17,7 +17,9 @@ import typer
 from lmn import __version__, available_backends
 from lmn._core import instruction_sets
 from lmn.errors import LmnError
+from lmn.grid import box as lmn_box
 from lmn.paper import TaskName
+from lmn.regions import regions as find_regions
 
 app = typer.Typer(
     help="Measure how complex the function inside a PyTorch network is.", no_args_is_help=True, add_completion=False,
@@ -71,6 +73,44 @@ def paper(
         )
         if run.interrupted:
             raise typer.Exit(130)
+
+
+@app.command()
+def regions(
+    model: Annotated[Path, typer.Argument(help="An archive that torch.export.save wrote.", metavar="MODEL.pt2")],
+    box: Annotated[tuple[float, float], typer.Option(help="The least and the greatest value of each input.")] = (-1.0, 1.0),
+    n: Annotated[int, typer.Option("--n", help="Points an axis, where regions are observed: above three inputs.")] = 16,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PICTURE", help="Draw the regions into this file (.png, .pdf, .svg).")
+    ] = None,
+    fill: Annotated[str, typer.Option(help="What a region's colour tells: norm, output, layer or volume.")] = "norm",
+    max_regions: Annotated[int, typer.Option(help="Where to give up.")] = 10_000_000,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="all")] = None,
+) -> None:
+    """Count the linear regions of a piecewise-linear network in a box of its inputs: all of them, up to three inputs.
+
+    The model is a program that was exported with a batch that may vary:
+    torch.export.save(torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)), "model.pt2").
+    """
+    with _errors_in_one_line():
+        from lmn.exported import load_exported
+        from lmn.plots import saved
+
+        if plot is not None:
+            _writable(plot.absolute().parent)  # before there is anything to lose
+        network, shape = load_exported(model)
+        if len(shape) != 1:
+            raise LmnError(
+                f"a box is of vectors, and the model's inputs are of shape {shape}; export it with a Flatten before it."
+            )
+        low, high = box
+        found = find_regions(network, lmn_box([low] * shape[0], [high] * shape[0], n), max_regions=max_regions, threads=threads)
+        print(found)
+        print(f"{found.n_linear_maps} distinct linear maps", end="")
+        print(f", {found.n_linear_regions} linear regions" if found.exact else "")
+        if plot is not None:
+            saved(found.plot(fill), plot)
+            print(f"Drawn into {plot}.")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from torch import Tensor
 from lmn.errors import LmnError
 
 _MOST_POINTS = 1 << 62  # that int64 indices reach
+_CHECKED_VALUES = 1 << 18  # at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,12 @@ class Samples:
         return len(self.values)
 
     def at(self, indices: Tensor, like: Tensor | None = None) -> Tensor:
-        points = self.values[indices.to(self.values.device)]
+        """The points of ascending indices: a view where they follow one another."""
+        first, n = int(indices[0]), len(indices)
+        if int(indices[-1]) == first + n - 1:
+            points = self.values[first : first + n]
+        else:
+            points = self.values[indices.to(self.values.device)]
         if self.from_numpy and like is not None:
             # NumPy has no device and makes float64 by itself, so an array follows the model; a tensor says what it is.
             points = points.to(like.device, like.dtype if points.is_floating_point() else None)
@@ -182,10 +188,23 @@ def as_grid(grid: Any) -> Samples | RegularGrid:
         raise LmnError(f"the grid is empty: samples of shape {tuple(grid.shape)}; give at least one sample, the batch first.")
     if grid.is_complex():
         raise LmnError(f"the samples are of dtype {grid.dtype}; give real ones.")
-    if grid.is_floating_point() and not grid.is_meta and not bool(torch.isfinite(grid).all()):
-        bad = int((~torch.isfinite(grid.reshape(len(grid), -1)).all(1)).sum())
+    bad = _not_finite(grid) if grid.is_floating_point() and not grid.is_meta else 0
+    if bad:
         raise LmnError(f"{bad} of {len(grid)} samples have a NaN or an infinity; remove them first.")
     return Samples(grid.detach(), from_numpy)
+
+
+def _not_finite(samples: Tensor) -> int:
+    """How many samples have a value that is not finite; looked at some at a time."""
+    if samples.numel() == 0:
+        return 0
+    rows = max(1, _CHECKED_VALUES * len(samples) // samples.numel())
+    bad = 0
+    for part in samples.split(rows):
+        low, high = torch.aminmax(part)  # one pass; either is NaN where a value is
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            bad += int((~torch.isfinite(part.reshape(len(part), -1)).all(1)).sum())
+    return bad
 
 
 def _vector(x: Any, name: str) -> Tensor:

@@ -125,7 +125,7 @@ class ObservedRegions(Regions):
             raise LmnError(f"locate takes points of shape (n, {shape}); got {tuple(x.shape)}.")
         known = {row.tobytes(): region for region, row in enumerate(self.patterns)}
         with torch.no_grad():
-            words = np.concatenate([words_of(self.program, part.clone(), 1) for part in x.split(_REGIONS_AT_A_TIME)])
+            words = np.concatenate([words_of(self.program, part, 1) for part in x.split(_REGIONS_AT_A_TIME)])
         return np.array([known.get(row.tobytes(), -1) for row in words], dtype=np.int64)
 
     def to_dict(self) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -168,7 +169,7 @@ def _zeros(polygon: Array, z: Array) -> list[Array]:
 
 def _where_largest(segment: Array, a: Array, c: Array, first: int, second: int) -> list[Array]:
     """The part of a segment on which output ``first``, and ``second`` which equals it, is above the others: none or one."""
-    y = np.delete(segment @ a.T + c, second, axis=1) - (segment @ a[first] + c[first])[:, None]
+    y = np.delete(segment @ a.T + c, [first, second], axis=1) - (segment @ a[first] + c[first])[:, None]
     low, high = 0.0, 1.0
     for start, stop in y.T:  # start + t (stop - start) <= 0
         if start > 0 and stop > 0:
@@ -221,3 +222,15 @@ def _draw_slice(ax: Any, regions: ExactRegions, values: Array, axis: int, at: fl
     ax.set(xlabel=names[p], ylabel=names[q])
     ax.text(0.02, 0.02, f"{names[axis]} = {at:.4g}", transform=ax.transAxes, backgroundcolor="#ffffffaa")
     return shown
+
+
+def saved(ax: Any, path: Path) -> None:
+    """Write the figure of some axes into a file."""
+    import matplotlib.pyplot as plt
+
+    try:
+        ax.figure.savefig(path, dpi=200)
+    except (OSError, ValueError) as error:
+        raise LmnError(f"can't write {path}: {error}.") from error
+    finally:
+        plt.close(ax.figure)

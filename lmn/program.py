@@ -71,6 +71,7 @@ class _Builder:
         self._slots: dict[fx.Node, int] = {}
         self._values_only: set[fx.Node] = set()  # operations that return (values, indices), of which the values are kept
         self._steps: list[Step] = []
+        self._overwrites = False
 
     def build(self) -> Program:
         output = -1
@@ -81,7 +82,7 @@ class _Builder:
                 output = self._output(node)
             elif node.op != "get_attr":
                 self._read(node)
-        return Program(self._with_ends(output), output, self._widest(), self._in_dtype)
+        return Program(self._with_ends(output), output, self._widest(), self._overwrites, self._in_dtype)
 
     def _read(self, node: fx.Node) -> None:
         sources = [source for source in node.all_input_nodes if source in self._slots]
@@ -110,6 +111,7 @@ class _Builder:
         target = len(self._steps) + 1
         self._steps.append(Step(node.name, tuple(self._slots[s] for s in sources), target, run, bend, shape))
         if operations.in_place(node, module) and sources:
+            self._overwrites = True  # maybe the samples, through a view of them
             overwritten = self._slots[sources[0]]
             for other, slot in self._slots.items():
                 if slot == overwritten:

@@ -49,7 +49,10 @@ class Subject:
         self._reading.__exit__(*exception)
 
     def samples(self, indices: Tensor) -> Tensor:
-        """The activations at the tap of the points of the given indices, float32 or float64."""
+        """The activations at the tap of the points of the given indices, float32 or float64: maybe a view of the grid's."""
+        if self.network.tap is None:
+            h = self.grid.at(indices, self._like)
+            return h if h.dtype == torch.float64 else h.float()
         h = torch.cat([self.network.samples(self.grid.at(part, self._like)) for part in indices.split(1024)])
         if not h.is_floating_point():
             raise LmnError(f"the tap's output is of dtype {h.dtype}; tap a submodule with a real-valued output.")

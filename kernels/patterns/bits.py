@@ -44,9 +44,12 @@ def pack(step: Step, units: Tensor, words: np.ndarray, first_word: int, threads:
 
 
 def words_of(program: Program, samples: Tensor, threads: int) -> np.ndarray:
-    """The patterns of samples, (n, n_words), uint64; the samples may be overwritten."""
+    """The patterns of samples, (n, n_words), uint64."""
     layout = Layout.of(program)
     first_words = dict(zip((step.target for step in program.bends), layout.first_words, strict=False))
     words = np.empty((len(samples), layout.n_words), dtype=np.uint64)
-    program(samples, lambda step, units: pack(step, units, words, first_words[step.target], threads))
+    program.visit(
+        samples.clone() if program.overwrites else samples,
+        lambda step, units: pack(step, units, words, first_words[step.target], threads),
+    )
     return words

@@ -3,12 +3,16 @@
 Where the units that a block's middle decides have no zero in the block, all of its points have the middle's pattern: with the
 pieces of the middle the network is affine, and an affine function's range over a block is its value in the middle, give or
 take the sum of its changes along the axes. So a block costs n_axes + 1 forward passes whatever its size, and it fails at
-the first bend that has a zero inside. A block that fails is halved, and one of a few points is evaluated point by point.
+the first bend that has a zero inside. A block that fails is taken apart into smaller ones, and in the end into points.
+
+Where regions are small most blocks fail, and it is faster to evaluate the points: how many blocks of each size would fail is
+seen from some of them, and only the sizes that pay are used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -24,64 +28,87 @@ from lmn.kernels.windows import Windows
 # nearer to a block than this is looked for point by point.
 _ROUNDING = 256
 
+_TRIED = 256  # blocks of a size, to see how many fail
+_COST = 3  # of a forward pass of a block, in those of a point: its units' changes are looked at too
+
 Insert = Callable[[np.ndarray, np.ndarray, np.ndarray], None]  # words, first point, number of points
 Evaluate = Callable[[np.ndarray], None]  # indices of points
+Blocks = tuple[np.ndarray, np.ndarray]  # first and last point of each, (n_blocks, n_axes), int64
 
 
 def count(problem: Problem, insert: Insert, evaluate: Evaluate) -> int:
     """Count all points of the problem's lattice; returns the forward passes that blocks took."""
-    return _Blocks(problem, insert, evaluate).run()
+    counter = _Counter(problem, insert, evaluate)
+    sides = counter.sides_that_pay()
+    if sides:
+        counter.count(sides)
+    else:
+        for first in range(0, problem.n_points, problem.batch):
+            evaluate(np.arange(first, min(first + problem.batch, problem.n_points)))
+    return counter.passes
 
 
-class _Blocks:
+class _Counter:
     def __init__(self, problem: Problem, insert: Insert, evaluate: Evaluate) -> None:
         assert problem.lattice is not None
         self._problem, self._insert, self._evaluate = problem, insert, evaluate
-        self._lattice, self._program = problem.lattice, problem.program
-        self._n_axes = len(self._lattice.counts)
+        self._lattice = problem.lattice
+        self._counts = np.array(self._lattice.counts, dtype=np.int64)
         self._strides = np.cumprod([1, *self._lattice.counts[:0:-1]])[::-1].astype(np.int64)
-        layout = Layout.of(self._program)
-        self._first_words = dict(zip((step.target for step in self._program.bends), layout.first_words, strict=False))
+        layout, bends = Layout.of(problem.program), problem.program.bends
+        self._first_words = dict(zip((step.target for step in bends), layout.first_words, strict=False))
+        self._last = problem.program.steps.index(bends[-1]) if bends else -1
         self._n_words = layout.n_words
-        self._few = 2 * (self._n_axes + 1)  # points that are evaluated one by one
-        self._chunk = max(1, problem.batch // (self._n_axes + 1))
+        self._chunk = max(1, problem.batch // (len(self._counts) + 1))
         self._points: list[np.ndarray] = []
-        self._passes = 0
+        self.passes = 0
 
-    def run(self) -> int:
-        last = np.array([self._lattice.counts], dtype=np.int64) - 1
-        waiting = [(np.zeros_like(last), last)]  # first and last point of blocks, (n_blocks, n_axes)
-        while waiting:
-            low, high = waiting.pop()
-            if len(low) > self._chunk:
-                waiting.append((low[self._chunk :], high[self._chunk :]))
-                low, high = low[: self._chunk], high[: self._chunk]
-            few = np.prod(high - low + 1, axis=1) <= self._few
-            self._collect(low[few], high[few])
-            low, high = low[~few], high[~few]
-            if len(low):
-                failed, axis = self._try(low, high)
-                if len(failed):
-                    waiting.append(_halved(low[failed], high[failed], axis))
+    # -- which blocks --------------------------------------------------------------------------------------------------------
+
+    def sides_that_pay(self) -> list[int]:
+        """Descending: blocks of so many points an axis save more passes than they cost, by some blocks of each size."""
+        sides, cost, rng = list[int](), 1.0, np.random.default_rng(0)
+        side = 2
+        while side <= 2 * self._counts.max():
+            tiles = -(-self._counts // side)
+            low = rng.integers(0, tiles, (_TRIED, len(tiles))) * side
+            high = np.minimum(low + side, self._counts) - 1
+            passed, _ = self._look((low, high))
+            points = np.prod(high - low + 1, axis=1)
+            with_blocks = _COST * (len(tiles) + 1) * _TRIED / points.sum() + cost * points[~passed].sum() / points.sum()
+            if with_blocks < cost:
+                sides.insert(0, side)
+                cost = with_blocks
+            side *= 2
+        return sides
+
+    def count(self, sides: list[int]) -> None:
+        tiles = -(-self._counts // sides[0])
+        for first in range(0, int(np.prod(tiles)), self._chunk):
+            numbers = np.arange(first, min(first + self._chunk, int(np.prod(tiles))))
+            low = np.stack(np.unravel_index(numbers, tuple(tiles)), axis=1) * sides[0]
+            self._descend((low, np.minimum(low + sides[0], self._counts) - 1), sides[1:])
         self._flush(0)
-        return self._passes
 
-    # -- points ----------------------------------------------------------------------------------------------------------
-
-    def _collect(self, low: np.ndarray, high: np.ndarray) -> None:
-        """The points of small blocks, to be evaluated when there are enough of them."""
-        sizes = high - low + 1
-        totals = np.prod(sizes, axis=1)
-        for k in range(int(totals.max(initial=0))):
-            inside = totals > k
-            rest, at = np.full(int(inside.sum()), k), low[inside].copy()
-            for axis in reversed(range(self._n_axes)):
-                rest, offset = np.divmod(rest, sizes[inside, axis])
-                at[:, axis] += offset
-            self._points.append(at @ self._strides)
-        self._flush(self._problem.batch - 1)
+    def _descend(self, blocks: Blocks, sides: list[int]) -> None:
+        low, high = blocks
+        passed, words = self._look(blocks)
+        if passed.any():
+            sizes = np.prod(high[passed] - low[passed] + 1, axis=1)
+            self._insert(words[passed], low[passed] @ self._strides, sizes)
+        low, high = low[~passed], high[~passed]
+        if not len(low):
+            return
+        if not sides:
+            self._points += [part[0] @ self._strides for part in _parts((low, high), 1)]
+            self._flush(self._problem.batch - 1)
+            return
+        parts = [np.concatenate(column) for column in zip(*_parts((low, high), sides[0]), strict=True)]
+        for first in range(0, len(parts[0]), self._chunk):
+            self._descend((parts[0][first : first + self._chunk], parts[1][first : first + self._chunk]), sides[1:])
 
     def _flush(self, most: int) -> None:
+        """Evaluate the points that are left to be, where there are more than so many."""
         if sum(map(len, self._points)) <= most:
             return
         indices = np.sort(np.concatenate(self._points))
@@ -89,85 +116,72 @@ class _Blocks:
         for first in range(0, len(indices), self._problem.batch):
             self._evaluate(indices[first : first + self._problem.batch])
 
-    # -- blocks ----------------------------------------------------------------------------------------------------------
+    # -- a look at blocks ----------------------------------------------------------------------------------------------------
 
-    def _try(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Count the blocks in which nothing bends; which others there are, and the axis along which to halve each."""
-        half = (high - low) / 2
-        corners = np.vstack([np.zeros(self._n_axes), np.eye(self._n_axes)])  # the middle, and from there along each axis
-        at = ((low + high) / 2)[:, None, :] + half[:, None, :] * corners
-        values: dict[int, Value] = {0: self._lattice.at(at.reshape(-1, self._n_axes))}
+    def _look(self, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
+        """In which blocks nothing bends, (n_blocks,), bool; and the patterns of these, (n_blocks, n_words)."""
+        low, high = blocks
+        n_axes = len(self._counts)
+        corners = np.vstack([np.zeros(n_axes), np.eye(n_axes)])  # the middle, and from there along each axis
+        at = ((low + high) / 2)[:, None, :] + ((high - low) / 2)[:, None, :] * corners
+        values: dict[int, Value] = {0: self._lattice.at(at.reshape(-1, n_axes))}
         left, words = np.arange(len(low)), np.zeros((len(low), self._n_words), dtype=np.uint64)
-        axes = np.full(len(low), -1)  # of blocks that failed
-        n_points = len(corners)
-        self._passes += n_points * len(low)
-        for step in self._program.steps:
+        self.passes += len(at) * len(corners)
+        for step in self._problem.program.steps[: self._last + 1]:
             sources = [values[slot] for slot in step.sources]
             if step.bend is None:
-                values[step.target] = step.run(sources, n_points * len(left))
+                values[step.target] = step.run(sources, len(left) * len(corners))
             else:
-                units = units_of(sources, n_points * len(left)).unflatten(0, (len(left), n_points))
-                fails, changes = _changes(step.bend, units)
-                changes[half[left] == 0] = -1  # nothing to halve
-                axes[left[fails]] = changes[fails].argmax(axis=1)
-                if fails.any():
-                    kept = torch.from_numpy(np.flatnonzero(~fails))
-                    values = {slot: _taken(value, n_points, kept) for slot, value in values.items()}
-                    left, units = left[~fails], units[kept]
-                    if len(left) == 0:
+                units = units_of(sources, len(left) * len(corners)).unflatten(0, (len(left), len(corners)))
+                straight = ~_bends_inside(step.bend, units)
+                if not straight.all():
+                    kept = torch.from_numpy(np.flatnonzero(straight))
+                    values = {slot: _taken(value, len(corners), kept) for slot, value in values.items()}
+                    left, units = left[straight], units[kept]
+                    if not len(left):
                         break
                 some = words[left]
                 pack(step, units[:, 0], some, self._first_words[step.target], self._problem.threads)
                 words[left] = some
-                values[step.target] = _bent(step.bend, units).reshape(-1, *step.shape)
+                if step is not self._problem.program.steps[self._last]:
+                    values[step.target] = _bent(step.bend, units).reshape(-1, *step.shape)
             for slot in step.done:
                 values.pop(slot, None)
-        self._insert(words[left], low[left] @ self._strides, np.prod(high[left] - low[left] + 1, axis=1))
-        failed = np.flatnonzero(axes >= 0)
-        return failed, axes[failed]
+        passed = np.zeros(len(low), dtype=bool)
+        passed[left] = True
+        return passed, words
 
 
-def _halved(low: np.ndarray, high: np.ndarray, axis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.arange(len(low))
-    middle = (low[rows, axis] + high[rows, axis]) // 2
-    end, start = high.copy(), low.copy()
-    end[rows, axis], start[rows, axis] = middle, middle + 1
-    return np.concatenate([low, start]), np.concatenate([end, high])
+def _parts(blocks: Blocks, side: int) -> Iterator[Blocks]:
+    """Blocks taken apart into smaller ones of a side, some of each at a time."""
+    low, high = blocks
+    largest = int((high - low).max()) + 1
+    for place in itertools.product(range(0, largest, side), repeat=low.shape[1]):
+        start = low + np.array(place)
+        inside = (start <= high).all(axis=1)
+        yield start[inside], np.minimum(start[inside] + side - 1, high[inside])
 
 
-def _changes(bend: Pieces | Windows, units: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Whether a bend has a zero in each block, and how much what has one changes along each axis.
+def _bends_inside(bend: Pieces | Windows, units: Tensor) -> np.ndarray:
+    """Whether a bend has a zero in each block: (n_blocks, 1 + n_axes, n_units) to (n_blocks,), bool.
 
-    Parameters
-    ----------
-    units : Tensor of shape (n_blocks, 1 + n_axes, n_units)
-        In the middle, and from there to the end of each axis.
-
-    Returns
-    -------
-    ndarray of shape (n_blocks,), bool, and ndarray of shape (n_blocks, n_axes), float64
+    The units are those in the middle, and from there at the end of each axis.
     """
     rounding = _ROUNDING * torch.finfo(units.dtype).eps * units.abs().amax(dim=(1, 2))[:, None]
     if isinstance(bend, Pieces):
-        changes = (units[:, 1:] - units[:, :1]).abs()
-        reach = changes.sum(1) + rounding
+        reach = (units[:, 1:] - units[:, :1]).abs_().sum(1).add_(rounding)
         near = torch.zeros(reach.shape, dtype=torch.bool)
         for at in bend.breakpoints.tolist():
-            near |= (units[:, 0] - at).abs() <= reach
-        by_axis = torch.einsum("bau,bu->ba", changes, near.to(changes.dtype))
-    else:
-        first = units[:, 0].contiguous()
-        largest = _members(bend, units, largest_members(bend, first))
-        near, by_axis = torch.zeros(largest[:, 0].shape, dtype=torch.bool), units.new_zeros(len(units), units.shape[1] - 1)
-        for place in range(bend.members.shape[1]):
-            lead = bend.sign * (largest - _members(bend, units, torch.full_like(near, place, dtype=torch.int64)))
-            changes = (lead[:, 1:] - lead[:, :1]).abs()
-            reach = changes.sum(1)
-            same = (lead[:, 0] == 0) & (reach == 0)  # the largest itself, or units that are off
-            close = (lead[:, 0] <= reach + rounding) & ~same & torch.from_numpy(bend.members[:, place] >= 0)
-            near |= close
-            by_axis += torch.einsum("bau,bu->ba", changes, close.to(changes.dtype))
-    return near.any(1).numpy(), by_axis.double().numpy()
+            near |= (units[:, 0] - at).abs_() <= reach
+        return near.any(1).numpy()
+    largest = _members(bend, units, largest_members(bend, units[:, 0].contiguous()))
+    near = torch.zeros(largest[:, 0].shape, dtype=torch.bool)
+    for place in range(bend.members.shape[1]):
+        lead = bend.sign * (largest - _members(bend, units, torch.full_like(near, place, dtype=torch.int64)))
+        reach = (lead[:, 1:] - lead[:, :1]).abs_().sum(1)
+        same = (lead[:, 0] == 0) & (reach == 0)  # the largest itself, or units that are off
+        near |= (lead[:, 0] <= reach + rounding) & ~same & torch.from_numpy(bend.members[:, place] >= 0)
+    return near.any(1).numpy()
 
 
 def _bent(bend: Pieces | Windows, units: Tensor) -> Tensor:

@@ -71,10 +71,9 @@ class Problem:
     Attributes
     ----------
     program : Program
-        Up to its last bend.
     n_points : int
     samples : callable
-        Indices, (n,) int64, to those samples, (n, ...), of the program's dtype; they may be overwritten.
+        Indices, (n,) int64, to those samples, (n, ...), of the program's dtype.
     batch : int
         Samples that are run at a time.
     lattice : Lattice or None

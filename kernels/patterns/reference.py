@@ -44,5 +44,5 @@ def _bits(problem: Problem, index: int) -> np.ndarray:
                 bits.extend(bool(position >> bit & 1) for bit in range(step.bend.bits_each))
 
     with torch.no_grad():
-        problem.program(problem.samples(np.array([index])), at_bend)
+        problem.program.visit(problem.samples(np.array([index])).clone(), at_bend)
     return np.array(bits, dtype=bool)
