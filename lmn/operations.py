@@ -82,6 +82,7 @@ AFFINE_MODULES = (
     *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.CircularPad2d),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
+CASTS = {"to", "type_as"}
 # Known to be smooth, beyond the smooth activations of the table: for a message that says so.
 SMOOTH = {
     *("softmax", "_softmax", "log_softmax", "_log_softmax", "layer_norm", "native_layer_norm", "group_norm", "instance_norm"),
@@ -201,7 +202,7 @@ def read_windows(
         members = windows.along(shapes[0], axes)
     else:
         return None
-    return Windows(members, sign, where)
+    return Windows(np.ascontiguousarray(members), sign, where)
 
 
 def _sizes(value: Any, n_axes: int) -> list[int]:

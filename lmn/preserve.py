@@ -25,7 +25,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
     One thread at a time measures a model; others wait.
     """
-    with _lock(model):
+    with alone_with(model):
         yield from _preserved(model)
 
 
@@ -58,7 +58,8 @@ _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _LOCKS_LOCK = Lock()
 
 
-def _lock(model: nn.Module) -> Any:
+def alone_with(model: nn.Module) -> Any:
+    """A context in which no other thread measures the model, and so none has its parameters in another dtype."""
     with _LOCKS_LOCK:
         return _LOCKS.setdefault(model, RLock())
 

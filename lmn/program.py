@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lmn import operations
-from lmn.errors import LmnError
+from lmn.errors import LmnError, in_short
 from lmn.kernels.activations import Activation
 from lmn.kernels.pieces import Pieces, pieces
 from lmn.kernels.program import Program, Step, Value
@@ -92,8 +92,10 @@ class _Builder:
         if not tensors or not (sources or grows):
             return  # a shape, a number, or what depends on weights alone
         module = self._submodule(node)
-        if node.target is operator.getitem and node.args[0] in self._values_only:
-            if node.args[1] != 0:
+        if operations.name_of(node, module) in operations.CASTS and node.args[0] not in self._slots:
+            return  # a weight in the dtype of a sample-dependent result, still a weight
+        if node.target in (operator.getitem, getattr) and node.args[0] in self._values_only:
+            if node.args[1] not in (0, "values"):
                 raise LmnError(f"'{node.name}' uses the indices of a maximum, which are not piecewise linear.")
             self._slots[node] = self._slots[sources[0]]
             return
@@ -202,12 +204,17 @@ class _Builder:
                 return  # parts of a tuple: checked where they are used
             first, second = torch.randn(2, 1, *shape[1:], generator=generator, dtype=torch.float64)
             probes.append(torch.cat([first, second, 0.3 * first + 0.7 * second]).to(self._sample))
-        with torch.no_grad():
-            out = run(probes, 3)
+        try:
+            with torch.no_grad():
+                out = run(probes, 3)
+        except Exception as error:
+            raise LmnError(f"'{_where(node)}' ({name}) can't be run on a batch of its own: {in_short(error)}.") from error
         for part in out if isinstance(out, tuple | list) else (out,):
+            if part.shape[:1] != (3,):
+                raise LmnError(f"'{_where(node)}' ({name}) does not keep the batch first.")
             expected = 0.3 * part[0] + 0.7 * part[1]
-            tolerance = 100 * torch.finfo(self._sample.dtype).eps * float(part.abs().max() + 1)
-            if part.shape[:1] != (3,) or float((part[2] - expected).abs().max() if part.numel() else 0.0) > tolerance:
+            tolerance = 100 * torch.finfo(self._sample.dtype).eps * float(part.abs().max() + 1) if part.numel() else 0.0
+            if part.numel() and float((part[2] - expected).abs().max()) > tolerance:
                 raise not_piecewise_linear(name, _where(node))
 
     def _in_dtype(self, dtype: torch.dtype) -> Program:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lmn.errors import LmnError
 from lmn.grid import RegularGrid, Samples
 from lmn.network import Network
+from lmn.preserve import alone_with
 from lmn.selection import Select
 from lmn.submodules import unwrapped
 
@@ -23,7 +24,8 @@ class Subject:
         if not isinstance(model, nn.Module):
             raise LmnError(f"the model is {type(model).__name__}; give a torch.nn.Module.")
         self.grid = grid
-        like = _like(unwrapped(model))
+        with alone_with(unwrapped(model)):
+            like = _like(unwrapped(model))
         example = grid.at(spread(grid.n_points), like)
         if tap is None and not example.is_floating_point():
             raise LmnError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,8 @@ def why_untraceable(model: nn.Module) -> str:
 def traced_symbolically(root: nn.Module, tap: nn.Module | None) -> fx.GraphModule:
     """By torch.fx: 10 ms, and modules stay visible; control flow that looks at tensors can't be followed."""
     tracer = _Tracer(tap)
-    graph = tracer.trace(root)
+    with _len_of_proxies(root):
+        graph = tracer.trace(root)
     (x,) = (node for node in graph.nodes if node.op == "placeholder")
     if tap is not None:
         (tapped,) = tracer.taps
@@ -38,6 +40,28 @@ def traced_symbolically(root: nn.Module, tap: nn.Module | None) -> fx.GraphModul
         graph.erase_node(x)
     graph.lint()
     return fx.GraphModule(root, graph)
+
+
+@contextmanager
+def _len_of_proxies(root: nn.Module) -> Iterator[None]:
+    """Let the modules' own code, which often says ``x.view(len(x), -1)``, ask the length of what is traced.
+
+    ``len`` must return a number, so torch.fx can't answer it; a function of that name in the code's own module can.
+    """
+
+    def length(x: Any) -> Any:
+        return x.size(0) if isinstance(x, fx.Proxy) else len(x)
+
+    forwards = (type(module).forward for module in root.modules() if not type(module).__module__.startswith("torch."))
+    spaces = [getattr(forward, "__globals__", {}) for forward in forwards]
+    changed = {id(space): space for space in spaces if "len" not in space}
+    for space in changed.values():
+        space["len"] = length
+    try:
+        yield
+    finally:
+        for space in changed.values():
+            del space["len"]
 
 
 def traced_by_running(tail: Callable[[Tensor], Tensor], samples: Tensor) -> fx.GraphModule:

@@ -5,12 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from test_subdivision import Weights, chain_of, problem_of
 
 from lmn.kernels.activations import Activation, activation
 from lmn.kernels.pieces import pieces
 from lmn.kernels.regions import cpp, tree
 from lmn.kernels.regions.problem import Subdivision
-from test_subdivision import Weights, chain_of, problem_of
 
 ACTIVATIONS = [
     activation("relu"),

@@ -1,0 +1,210 @@
+"""Exact regions of any traced network: against forward passes on dense grids, and against the path for chains."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from piecewise_models import MODELS, built
+from test_regions import GRIDS, mlp, outputs
+from torch import nn
+
+import lmn
+from lmn.kernels.regions import torch_eager
+
+
+def lines_and_planes(shape: tuple[int, ...], kind: str) -> lmn.grid.RegularGrid:
+    anchors = 2 * torch.randn(3, *shape, dtype=torch.float64)
+    return lmn.line(anchors[0], anchors[1], 40) if kind == "line" else lmn.plane(*anchors, 40)
+
+
+def points_of(grid: lmn.grid.RegularGrid) -> torch.Tensor:
+    return grid.at(torch.arange(grid.n_points), torch.zeros(0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["line", "plane"])
+@pytest.mark.parametrize("name", MODELS)
+def test_what_must_hold_of_exact_regions(name: str, kind: str) -> None:
+    model, shape = built(name)
+    grid = lines_and_planes(shape, kind)
+    found = lmn.regions(model, grid, backend="torch")
+    axes = grid.axes.flatten(1)
+    assert found.exact
+    assert found.volumes.sum() == pytest.approx(float(torch.linalg.det(axes @ axes.T).sqrt()), rel=1e-10)
+    assert found.volumes.min() > 0
+    assert found.count == 1 if name == "affine" else found.count > 3
+    assert found.count_after_each_layer[-1:] in ((), (found.count,))
+    assert len(np.unique(found.patterns, axis=0)) == found.count
+    # Inside each region, in the direction of each vertex: it is this region, and the network is its map.
+    inside = np.concatenate([0.5 * (found.points[r] + found.vertices[r]) for r in range(found.count)])
+    region = np.repeat(np.arange(found.count), [len(v) for v in found.vertices])
+    np.testing.assert_array_equal(found.locate(found.inputs(inside)), region)
+    a, c = found.linear_maps
+    mapped = np.einsum("pka,pa->pk", a[region], inside) + c[region]
+    np.testing.assert_allclose(outputs(model, found.inputs(inside)), mapped, atol=1e-9)
+    # Every point of a grid has the pattern of the region that the tree of cuts finds it in.
+    seen = lmn.activation_patterns(model, points_of(grid), progress=False)
+    labels = found.labels(grid.counts, ends=True).ravel()
+    assert (seen.words[seen.ids] == found.patterns[labels]).all()
+    assert seen.layers == found.layers
+
+
+@pytest.mark.parametrize("kind", ["line", "plane"])
+@pytest.mark.parametrize("name", MODELS)
+def test_inner_facets_are_shared_by_two_regions(name: str, kind: str) -> None:
+    model, shape = built(name)
+    found = lmn.regions(model, lines_and_planes(shape, kind), backend="torch").found
+    _, index, counts = np.unique(found.facet_ids, return_index=True, return_counts=True)
+    outside = found.facet_lines[index] >= sum(found.lines_a_layer)
+    assert set(counts[~outside]) <= {2}
+    assert set(counts[outside]) == {1}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_complex_has_the_euler_characteristic_of_a_disc(name: str) -> None:
+    model, shape = built(name)
+    found = lmn.regions(model, lines_and_planes(shape, "plane"), backend="torch").found
+    assert len(np.unique(found.vertex_ids)) - len(np.unique(found.facet_ids)) + found.n_regions == 1
+
+
+def test_a_cube_through_maxima_has_the_euler_characteristic_of_a_ball() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 12), nn.Unflatten(1, (1, 12)), nn.MaxPool1d(3), nn.Flatten(), nn.Linear(4, 6), nn.ReLU())
+    found = lmn.regions(nn.Sequential(model, nn.Linear(6, 1)).double(), lmn.box([-2.0] * 3, [2.0] * 3, 2)).found
+    counts = [len(np.unique(ids)) for ids in (found.vertex_ids, found.edge_ids, found.facet_ids)]
+    assert found.n_regions > 50
+    assert counts[0] - counts[1] + counts[2] - found.n_regions == 1
+    assert found.volumes.sum() == pytest.approx(8, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_in"), [("line", 1), ("line", 6), ("plane", 2), ("plane", 6), ("box", 1), ("box", 2), ("box", 3)]
+)
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Hardtanh, nn.ReLU6])
+def test_both_paths_find_the_same(kind: str, n_in: int, activation: type[nn.Module]) -> None:
+    torch.manual_seed(n_in)
+    model = mlp((n_in, 9, 8, 3), activation)
+    for layer in model[::2]:
+        layer.weight.data *= 5
+    one, other = (lmn.regions(model, GRIDS[kind](n_in), backend=backend) for backend in ("cpp", "torch"))
+    assert one.count_after_each_layer == other.count_after_each_layer
+    assert one.layers == other.layers
+    order, same = (np.lexsort(found.patterns.T) for found in (one, other))
+    np.testing.assert_array_equal(one.patterns[order], other.patterns[same])
+    np.testing.assert_allclose(one.volumes[order], other.volumes[same], rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(one.linear_maps.A[order], other.linear_maps.A[same], rtol=0, atol=1e-9)
+    assert len(one.neighbours) == len(other.neighbours)
+
+
+def test_the_largest_of_three_has_three_regions() -> None:
+    # max(x, y, -x - y): three regions that meet in the middle, and no line beyond it.
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Unflatten(1, (1, 3)), nn.MaxPool1d(3)).double()
+    model[0].weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]).double()
+    found = lmn.regions(model, lmn.box([-1, -1], [1, 1], 2))
+    assert found.count == 3
+    assert sorted(found.volumes) == pytest.approx([1.25, 1.25, 1.5])
+    assert len(found.neighbours) == 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_members_that_are_equal_or_nearly(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(25):
+        w = torch.from_numpy(rng.integers(-1, 2, (12, 2)).astype(float))
+        model = nn.Sequential(nn.Linear(2, 12), nn.ReLU(), nn.Unflatten(1, (1, 12)), nn.MaxPool1d(4), nn.Flatten()).double()
+        model[0].weight.data, model[0].bias.data = w, torch.from_numpy(rng.integers(-1, 2, 12) / 2.0)
+        found = lmn.regions(model, lmn.box([-1, -1], [1, 1], 2))
+        assert found.volumes.sum() == pytest.approx(4, rel=1e-9)
+        x = rng.uniform(-1, 1, (50, 2))
+        region = found.locate(x)
+        a, c = found.linear_maps
+        np.testing.assert_allclose(np.einsum("pka,pa->pk", a[region], x) + c[region], outputs(model, x), atol=1e-9)
+
+
+def test_chunks_and_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shape = built("residual convolutions")
+    torch.manual_seed(1)
+    grid = lines_and_planes(shape, "plane")
+    one = lmn.regions(model, grid, threads=1)
+    three = lmn.regions(model, grid, threads=3)
+    for name in ("patterns", "volumes", "vertices", "facet_ids", "cuts", "children"):
+        np.testing.assert_array_equal(getattr(one.found, name), getattr(three.found, name))
+    monkeypatch.setattr(torch_eager, "_CHUNK_BYTES", 1 << 15)  # a few cells at a time
+    some = lmn.regions(model, grid)
+    assert some.count_after_each_layer == one.count_after_each_layer
+    np.testing.assert_array_equal(np.unique(some.patterns, axis=0), np.unique(one.patterns, axis=0))
+    np.testing.assert_array_equal(some.locate(some.inputs(some.points)), np.arange(some.count))
+
+
+def test_too_many_regions_are_given_up() -> None:
+    model, shape = built("residual convolutions")
+    with pytest.raises(lmn.LmnError, match=r"more than max_regions = 50 activation regions here \(\d+ were found"):
+        lmn.regions(model, lines_and_planes(shape, "plane"), max_regions=50)
+
+
+class Softmax(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x) * torch.softmax(x, 1)
+
+
+class Gate(nn.Module):
+    """Two factors that both depend on the sample: looks affine to nobody."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.relu(x)
+
+
+class Unknown(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sort(x, dim=1).values
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Softmax(), r"'softmax' \(softmax\) is not piecewise linear.*lmn.measure"),
+        (Gate(), r"'mul' \(mul\) is not piecewise linear"),
+        (Unknown(), r"'sort' \(sort\) is not known to be affine or piecewise linear"),
+        (nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.LayerNorm(4)), r"'2' \(LayerNorm\) is not piecewise linear"),
+    ],
+)
+def test_a_layer_that_is_not_piecewise_linear_is_named(model: nn.Module, message: str) -> None:
+    with pytest.raises(lmn.LmnError, match=message):
+        lmn.regions(model, lmn.box([-1, -1], [1, 1], 2))
+
+
+def test_a_model_that_can_not_be_traced_says_so() -> None:
+    class LooksAtValues(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x) if float(x.detach().sum()) > 1e9 else x
+
+    with pytest.raises(lmn.LmnError, match=r"could not be traced"):
+        lmn.regions(LooksAtValues(), lmn.box([-1, -1], [1, 1], 2))
+
+
+def test_weights_that_are_not_finite() -> None:
+    model, shape = built("dense")
+    model.head.weight.data[0, 0] = torch.nan
+    with pytest.raises(lmn.LmnError, match="not finite"):
+        lmn.regions(model, lines_and_planes(shape, "plane"))
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model, shape = built("residual convolutions")
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    lmn.regions(model, lines_and_planes(shape, "line"))
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_every_pair_of_neighbours_has_maps_that_agree_on_what_they_share() -> None:
+    model, shape = built("maxima")
+    found = lmn.regions(model, lines_and_planes(shape, "plane"))
+    a, c = found.linear_maps
+    for i, j in found.neighbours:
+        shared = [p for p, q in itertools.product(found.vertices[i], found.vertices[j]) if np.allclose(p, q, atol=1e-9)]
+        assert len(shared) >= 2
+        for p in shared:
+            np.testing.assert_allclose(a[i] @ p + c[i], a[j] @ p + c[j], atol=1e-9)
