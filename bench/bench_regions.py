@@ -255,7 +255,7 @@ print(json.dumps(dict(beyond=status("VmHWM") - before, count=found.count)))
 
 def bench_patterns(benchmark: BenchmarkFixture, threads: int, smoke: bool) -> None:
     """A million samples through 784-200x4-10, against the products alone."""
-    n, piece = (2000, 2000) if smoke else (1_000_000, 50_000)
+    n, piece = (2000, 2000) if smoke else (1_000_000, 250_000)
     model = networks.random_network(*WIDE).float()
     torch.manual_seed(0)
     x = torch.rand(piece, WIDE[0])

@@ -10,11 +10,13 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from lmn.errors import LmnError
+from lmn.kernels.regions.tree import n_components
 
 Array = np.ndarray[Any, Any]
 
 # Two maps are one where no entry differs by more than this of the largest in either.
 SAME_MAP = 1e-9
+_PLACES_APART = 4
 
 
 class LinearMaps(NamedTuple):
@@ -87,8 +89,14 @@ class Regions(ABC):
     def n_linear_maps(self) -> int:
         """Distinct affine maps, wherever they are used: two are one within a billionth of their largest entry."""
         maps = self._flat_maps
+        # Equal maps have nearly equal projections: they are neighbours in that order, or a few places apart.
         order = np.argsort(maps @ np.random.default_rng(0).standard_normal(maps.shape[1]), kind="stable")
-        return 1 + int((~same_maps(maps, order[:-1], order[1:])).sum())
+        pairs = []
+        for places in range(1, min(_PLACES_APART, len(order) - 1) + 1):
+            i, j = order[:-places], order[places:]
+            same = same_maps(maps, i, j)
+            pairs.append(np.stack([i[same], j[same]], axis=1))
+        return n_components(len(maps), np.concatenate(pairs)) if pairs else 1
 
     @property
     @abstractmethod

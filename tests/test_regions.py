@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +187,22 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     model[2].weight.data[0, 3] = torch.nan
     with pytest.raises(lmn.LmnError, match="not finite"):
         lmn.regions(model, lmn.box([-1, -1], [1, 1], 2))
+
+
+@pytest.mark.parametrize("what", ["exact", "traced", "patterns"])
+def test_ctrl_c_is_heard(what: str) -> None:
+    torch.manual_seed(0)
+    model = mlp((2, *[256] * 6, 1))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    box = lmn.box([-9, -9], [9, 9], 2)
+    run = {
+        "exact": lambda: lmn.regions(model, box, backend="cpp"),
+        "traced": lambda: lmn.regions(model, box, backend="torch"),
+        "patterns": lambda: lmn.activation_patterns(model, lmn.box([-9, -9], [9, 9], 1 << 15), progress=False, ids=False),
+    }[what]
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(module.training for module in model.modules())
