@@ -1,10 +1,8 @@
 // The host's side of the connectivity kernel: data laid out for it, rows shared among threads.
 #include "connectivity_host.hpp"
 
-#include <algorithm>
-#include <stdexcept>
-
 #include "cpu.hpp"
+#include "packed.hpp"
 #include "parallel.hpp"
 
 namespace lmn {
@@ -22,10 +20,7 @@ extern const Kernel kernel;
 }
 
 const Kernel& connectivity_kernel(const std::string& isa) {
-    const auto sets = instruction_sets();
-    const std::string name = isa.empty() ? sets.front() : isa;
-    if (std::find(sets.begin(), sets.end(), name) == sets.end())
-        throw std::invalid_argument("instruction set '" + name + "' is not one that this machine runs");
+    const std::string name = chosen_instruction_set(isa);
 #if defined(__x86_64__)
     if (name == "x86_64_v4") return x86_64_v4::kernel;
     if (name == "x86_64_v3") return x86_64_v3::kernel;
@@ -33,34 +28,9 @@ const Kernel& connectivity_kernel(const std::string& isa) {
     return baseline::kernel;
 }
 
-namespace {
-
-template <class T>
-Aligned<T> converted(const double* values, int64_t count) {
-    auto out = aligned<T>(count);
-    for (int64_t i = 0; i < count; ++i) out[i] = T(values[i]);
-    return out;
-}
-
-// (outputs, units) to [output block][unit][output in block].
-template <class T>
-Aligned<T> packed(const double* weights, int64_t outputs, int64_t units, int64_t block_outputs) {
-    auto out = aligned<T>(outputs * units);
-    const int64_t blocks = (outputs + block_outputs - 1) / block_outputs;
-    T* to = out.get();
-    for (int64_t b = 0, k = 0; b < blocks; ++b) {
-        const int64_t count = outputs / blocks + (b < outputs % blocks);
-        for (int64_t c = 0; c < units; ++c)
-            for (int64_t o = 0; o < count; ++o) *to++ = T(weights[(k + o) * units + c]);
-        k += count;
-    }
-    return out;
-}
-
-}  // namespace
-
 Connectivity::Connectivity(int64_t n_points, int m, int64_t n_out, const std::vector<LayerData>& layers, const double* y,
-                           const double* noise_f32, const double* noise_f64, double tolerance, const std::string& isa)
+                           const double* noise_f32, const double* noise_f64, double constant, double tolerance, double tolerance_f64,
+                           const std::string& isa)
     : kernel_(connectivity_kernel(isa)) {
     for (const LayerData& data : layers) {
         Layer layer{};
@@ -77,14 +47,14 @@ Connectivity::Connectivity(int64_t n_points, int m, int64_t n_out, const std::ve
     doubles_.push_back(converted<double>(noise_f32, n_out));
     const double* noise32 = doubles_.back().get();
     doubles_.push_back(converted<double>(noise_f64, n_out));
-    chain_ = {n_points, m, int(layers_.size()), layers_.data(), int(n_out), y, noise32, doubles_.back().get(), tolerance};
+    chain_ = {n_points, m, int(layers_.size()), layers_.data(), int(n_out), y, noise32, doubles_.back().get(), constant, tolerance, tolerance_f64};
 }
 
 template <class T>
 LayerArrays<T> Connectivity::arrays(const LayerData& data, std::vector<Aligned<T>>& keep) const {
     const auto kept = [&](Aligned<T> array) { return keep.emplace_back(std::move(array)).get(); };
     return {kept(converted<T>(data.scale, data.units)), kept(converted<T>(data.slope, data.units)),
-            data.weights ? kept(packed<T>(data.weights, data.outputs, data.units, kernel_.block_outputs)) : nullptr};
+            data.weights ? kept(packed<T>(data.weights, data.outputs, data.units, data.units, 1, kernel_.block_outputs)) : nullptr};
 }
 
 int64_t Connectivity::rows(int64_t first, int64_t last, int64_t first_column, bool single, int threads, Output out) {

@@ -41,7 +41,9 @@ struct Chain {
     const double* y;            // [output][sample]
     const double* noise_f32;    // [output] variance that float32 rounding adds to a deviation, by estimate
     const double* noise_f64;    // the same for float64
+    double constant;            // an output that moves by no more than this, of its size, is constant
     double tolerance;           // on r^2: pairs whose estimated float32 error is larger are done again in float64
+    double tolerance_f64;       // and those whose float64 error is larger are given up: NaN
 };
 
 // Where a row of L goes: float32 or float64, whichever is not null; both (i, j) and (j, i) are written for j > i.

@@ -24,7 +24,8 @@ class Connectivity {
 public:
     // y, (n_out, n_points), is borrowed like z.
     Connectivity(int64_t n_points, int m, int64_t n_out, const std::vector<LayerData>& layers, const double* y,
-                 const double* noise_f32, const double* noise_f64, double tolerance, const std::string& isa);
+                 const double* noise_f32, const double* noise_f64, double constant, double tolerance, double tolerance_f64,
+                 const std::string& isa);
 
     // Rows first <= i < last of L: the pairs (i, j) with j > i and j >= first_column, and their mirror images. Returns the number of pairs
     // that float32 could not do to the tolerance and that were done again in float64.

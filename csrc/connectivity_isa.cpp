@@ -150,24 +150,13 @@ constexpr CoreTable<T> core_table() {
     return table;
 }
 
-template <class T>  // in the order of kernels/activations.py: CORES
-constexpr CoreTable<T> kCores[] = {
-    core_table<T, Identity>(), core_table<T, Abs>(),  core_table<T, Clamp>(),     core_table<T, Tanh>(),
-    core_table<T, ZTanh>(),    core_table<T, ZErf>(), core_table<T, ZGeluTanh>(), core_table<T, Elu>(),
-    core_table<T, Softplus>(), core_table<T, Hardswish>(), core_table<T, Mish>(),
-};
+#define LMN_TABLE(Core) core_table<T, Core>(),
+template <class T>
+constexpr CoreTable<T> kCores[] = {LMN_CORES(LMN_TABLE)};
 
 static_assert(sizeof(kCores<float>) / sizeof(kCores<float>[0]) == kCoreCount);
 
 // ---- products ----------------------------------------------------------------------------------------------------
-
-template <class T, int Outputs, int N>
-void store_product(const T* weights, const T* deviation, int units, T* shift) {
-    Vec<T> u[Outputs][N];
-    tile_product<T, Outputs, N>(weights, deviation, units, u);
-    for (int k = 0; k < Outputs; ++k)
-        for (int s = 0; s < N; ++s) store(shift + (k * N + s) * kLanes<T>, u[k][s]);
-}
 
 template <class T, int N>
 inline void accumulate(const Vec<T> (&u)[N], const Steps<T>& steps, T* sums) {
@@ -182,51 +171,12 @@ inline void accumulate(const Vec<T> (&u)[N], const Steps<T>& steps, T* sums) {
     store(sums + 2 * kLanes<T>, s3);
 }
 
-template <class T, int Outputs, int N>
-void reduce_product(const T* weights, const T* deviation, int units, const Steps<T>& steps, T* sums) {
-    Vec<T> u[Outputs][N];
-    tile_product<T, Outputs, N>(weights, deviation, units, u);
-    for (int k = 0; k < Outputs; ++k) accumulate<T, N>(u[k], steps, sums + k * 3 * kLanes<T>);
-}
-
 template <class T, int N>
 void reduce_deviation(const T* deviation, int units, const Steps<T>& steps, T* sums) {
     for (int k = 0; k < units; ++k) {
         Vec<T> u[N];
         for (int s = 0; s < N; ++s) u[s] = load(deviation + (k * N + s) * kLanes<T>);
         accumulate<T, N>(u, steps, sums + k * 3 * kLanes<T>);
-    }
-}
-
-// All blocks of outputs of a layer's affine map: heights are balanced, as packed by the host.
-template <class T, int N, class F>
-inline void for_each_block(const Layer& layer, F f) {
-    const T* weights = arrays_of<T>(layer).weights;
-    const int blocks = (layer.outputs + kMaxBlockOutputs - 1) / kMaxBlockOutputs;
-    const int height = layer.outputs / blocks, taller = layer.outputs % blocks;
-    for (int b = 0, k = 0; b < blocks; ++b) {
-        const int outputs = height + (b < taller);
-        f(weights, outputs, k);
-        weights += int64_t(outputs) * layer.units;
-        k += outputs;
-    }
-}
-
-template <class T, int N, int Outputs = kMaxBlockOutputs>
-inline void store_block(int outputs, const T* weights, const T* deviation, int units, T* shift) {
-    if (outputs == Outputs) {
-        store_product<T, Outputs, N>(weights, deviation, units, shift);
-    } else if constexpr (Outputs > 1) {
-        store_block<T, N, Outputs - 1>(outputs, weights, deviation, units, shift);
-    }
-}
-
-template <class T, int N, int Outputs = kMaxBlockOutputs>
-inline void reduce_block(int outputs, const T* weights, const T* deviation, int units, const Steps<T>& steps, T* sums) {
-    if (outputs == Outputs) {
-        reduce_product<T, Outputs, N>(weights, deviation, units, steps, sums);
-    } else if constexpr (Outputs > 1) {
-        reduce_block<T, N, Outputs - 1>(outputs, weights, deviation, units, steps, sums);
     }
 }
 
@@ -244,17 +194,16 @@ void advance(const Chain& chain, const Steps<T>& steps, Scratch<T>& scratch) {
         const Layer& layer = chain.layers[l];
         kCores<T>[layer.core].deviation[l > 0][N - 1](parameters<T>(layer), layer.units, scratch.ends[l], scratch.shift,
                                                       steps, scratch.deviation);
-        if (!arrays_of<T>(layer).weights) {
+        const T* weights = arrays_of<T>(layer).weights;
+        if (!weights) {
             reduce_deviation<T, N>(scratch.deviation, layer.units, steps, scratch.sums);
         } else if (l + 1 < chain.n_layers) {
-            for_each_block<T, N>(layer, [&](const T* weights, int outputs, int k) {
-                store_block<T, N>(outputs, weights, scratch.deviation, layer.units,
-                                  scratch.shift + int64_t(k) * N * kLanes<T>);
+            product<T, N>(weights, layer.outputs, layer.units, scratch.deviation, [&](int k, const Vec<T>(&u)[N]) {
+                for (int s = 0; s < N; ++s) store(scratch.shift + (int64_t(k) * N + s) * kLanes<T>, u[s]);
             });
         } else {
-            for_each_block<T, N>(layer, [&](const T* weights, int outputs, int k) {
-                reduce_block<T, N>(outputs, weights, scratch.deviation, layer.units, steps,
-                                   scratch.sums + int64_t(k) * 3 * kLanes<T>);
+            product<T, N>(weights, layer.outputs, layer.units, scratch.deviation, [&](int k, const Vec<T>(&u)[N]) {
+                accumulate<T, N>(u, steps, scratch.sums + int64_t(k) * 3 * kLanes<T>);
             });
         }
     }
@@ -294,7 +243,7 @@ void gather_differences(const double* values, int count, int64_t n_points, const
 
 // unexplained[lane] = mean over outputs of 1 - r^2 of pair (i, j[lane]), and the estimated rounding error of it.
 template <class T>
-void tile(const Chain& chain, int64_t i, const int64_t* j, Scratch<T>& scratch, double* unexplained, double* error) {
+void tile(const Chain& chain, const int64_t* j, Scratch<T>& scratch, double* unexplained, double* error) {
     for (int l = 0; l < chain.n_layers; ++l) {
         const Layer& layer = chain.layers[l];
         gather_differences<T>(layer.z, layer.units, chain.n_points, scratch.ends[l].exact, j, scratch.ends[l].dz);
@@ -330,17 +279,14 @@ void tile(const Chain& chain, int64_t i, const int64_t* j, Scratch<T>& scratch, 
         const Vec<T> dy = load(scratch.dy + int64_t(k) * kLanes<T>), sxy = dy * sxx + s2;
         const Vec<T> rest = maximum(Vec<T>{}, s3 - s1 * s1 / m - s2 * s2 / sxx);
         const Vec<T> total = sxy * sxy / sxx + rest;
-        const T noise = T(noise_of<T>(chain)[k]), noise_total = noise * T(interior);
-        if constexpr (sizeof(T) == 4) {
-            const Vec<T> cross = each_lane<T>(noise * rest, [](T x) { return T(2) * T(__builtin_sqrt(x)); });
-            // What does not move at all is a dead output; what moves less than float32 holds is not known.
-            const Vec<T> still = dy == Vec<T>{} ? Vec<T>{} : broadcast(T(noise > 0));
-            const Vec<T> wrong = total > Vec<T>{} ? (noise_total + cross) / total : still;
-            total_error += minimum(broadcast(T(1)), wrong);
-            total_unexplained += total > Vec<T>{} ? rest / total : total;
-        } else {  // moves by its rounding error alone: constant, and so affine
-            total_unexplained += total > noise_total * T(1e4) ? rest / total : total * T(0);
-        }
+        const T noise = T(noise_of<T>(chain)[k]), noise_total = noise * T(interior), y = T(scratch.y[k]);
+        const Vec<T> cross = each_lane<T>(noise * rest, [](T x) { return T(2) * T(__builtin_sqrt(x)); });
+        const Vec<T> least = T(chain.constant) * maximum(absolute<T>(y + dy), absolute<T>(broadcast(y)));
+        const auto moves = total > m * least * least;
+        // What does not move, for its size, is constant, and so affine: but float32 knows that only of what stands still.
+        const Vec<T> unmoved = total == Vec<T>{} && dy == Vec<T>{} ? Vec<T>{} : broadcast(T(sizeof(T) == 4));
+        total_error += minimum(broadcast(T(1)), moves ? (noise_total + cross) / total : unmoved + total * T(0));
+        total_unexplained += moves ? rest / total : total * T(0);
     }
     for (int lane = 0; lane < kLanes<T>; ++lane) {
         unexplained[lane] = double(total_unexplained[lane]) / chain.n_out;
@@ -354,13 +300,14 @@ void write(const Chain& chain, Output out, int64_t i, int64_t j, double unexplai
     if (out.f64) out.f64[i * chain.n_points + j] = out.f64[j * chain.n_points + i] = r2;
 }
 
-// Pairs (i, j) for a list of j, in float64.
+// Pairs (i, j) for a list of j, in float64; NaN where that can't be done to its tolerance either.
 void pairs_f64(const Chain& chain, int64_t i, const int64_t* j, int count, Scratch<double>& scratch, Output out) {
     int64_t lanes[kLanes<double>];
     double unexplained[kLanes<double>], error[kLanes<double>];
     for (int lane = 0; lane < kLanes<double>; ++lane) lanes[lane] = j[lane < count ? lane : count - 1];
-    tile<double>(chain, i, lanes, scratch, unexplained, error);
-    for (int lane = 0; lane < count; ++lane) write(chain, out, i, j[lane], unexplained[lane]);
+    tile<double>(chain, lanes, scratch, unexplained, error);
+    for (int lane = 0; lane < count; ++lane)
+        write(chain, out, i, j[lane], error[lane] <= chain.tolerance_f64 ? unexplained[lane] : double(__builtin_nan("")));
 }
 
 int64_t row(const Chain& chain, int64_t i, int64_t first_column, bool single, Output out, void* memory) {
@@ -395,7 +342,7 @@ int64_t row(const Chain& chain, int64_t i, int64_t first_column, bool single, Ou
         int64_t j[kLanes<float>];
         double unexplained[kLanes<float>], error[kLanes<float>];
         for (int lane = 0; lane < kLanes<float>; ++lane) j[lane] = first + lane < last ? first + lane : last;
-        tile<float>(chain, i, j, scratch_f32, unexplained, error);
+        tile<float>(chain, j, scratch_f32, unexplained, error);
         for (int lane = 0; lane < kLanes<float>; ++lane) {
             if (first + lane < from || first + lane > last) continue;
             if (error[lane] <= chain.tolerance) {

@@ -1,5 +1,8 @@
 #include "cpu.hpp"
 
+#include <algorithm>
+#include <stdexcept>
+
 namespace lmn {
 
 std::vector<std::string> instruction_sets() {
@@ -12,6 +15,14 @@ std::vector<std::string> instruction_sets() {
 #endif
     sets.push_back("baseline");
     return sets;
+}
+
+std::string chosen_instruction_set(const std::string& name) {
+    const auto sets = instruction_sets();
+    if (name.empty()) return sets.front();
+    if (std::find(sets.begin(), sets.end(), name) == sets.end())
+        throw std::invalid_argument("instruction set '" + name + "' is not one that this machine runs");
+    return name;
 }
 
 }  // namespace lmn

@@ -1,4 +1,4 @@
-// The product of a block of outputs with a tile of columns, all sums held in registers.
+// The product of a packed matrix with a tile of columns, all sums of a block of outputs held in registers.
 #pragma once
 
 #include "simd.hpp"
@@ -20,6 +20,30 @@ inline void tile_product(const T* __restrict weights, const T* __restrict column
         }
         weights += Outputs;
         columns += Steps * kLanes;
+    }
+}
+
+template <class T, int Steps, class Done, int Outputs = kMaxBlockOutputs>
+inline void block_product(int outputs, const T* weights, const T* columns, int units, int first, Done& done) {
+    if (outputs == Outputs) {
+        Vec<T> sums[Outputs][Steps];
+        tile_product<T, Outputs, Steps>(weights, columns, units, sums);
+        for (int k = 0; k < Outputs; ++k) done(first + k, sums[k]);
+    } else if constexpr (Outputs > 1) {
+        block_product<T, Steps, Done, Outputs - 1>(outputs, weights, columns, units, first, done);
+    }
+}
+
+// done(k, sums[Steps]) for every output k of a matrix packed in blocks whose heights differ by at most one (csrc/packed.hpp).
+template <class T, int Steps, class Done>
+inline void product(const T* weights, int outputs, int units, const T* columns, Done done) {
+    const int blocks = (outputs + kMaxBlockOutputs - 1) / kMaxBlockOutputs;
+    const int height = outputs / blocks, taller = outputs % blocks;
+    for (int b = 0, k = 0; b < blocks; ++b) {
+        const int count = height + (b < taller);
+        block_product<T, Steps>(count, weights, columns, units, k, done);
+        weights += int64_t(count) * units;
+        k += count;
     }
 }
 

@@ -48,7 +48,7 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Steps from samples of shape (n, *sample_shape) to outputs, with weights of their own in one dtype.
+    """Steps from samples of shape (n, *sample_shape) to outputs, with weights of their own in one dtype. None writes in place.
 
     Attributes
     ----------
@@ -57,8 +57,6 @@ class Program:
         The slot of the output.
     widest : int
         Values a sample of the widest result.
-    overwrites : bool
-        Whether the samples it is given may be overwritten.
     in_dtype : callable
         The same program in another dtype, from the same weights.
     """
@@ -66,7 +64,6 @@ class Program:
     steps: tuple[Step, ...]
     output: int
     widest: int
-    overwrites: bool
     in_dtype: Callable[[torch.dtype], Program]
 
     @property

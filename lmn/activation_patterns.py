@@ -19,7 +19,7 @@ from lmn.kernels.patterns import unseen
 from lmn.kernels.patterns.problem import Lattice, Layout, Problem
 from lmn.kernels.program import Program
 from lmn.selection import Select
-from lmn.subject import Subject
+from lmn.subject import Subject, spread
 
 _BATCH_BYTES = 1 << 22  # of the widest result of the samples that are run together
 _LARGEST_BATCH = 1 << 13
@@ -146,9 +146,9 @@ def observe(
     """The program whose patterns they are, in the samples' dtype, and the patterns."""
     threads = torch.get_num_threads() if threads is None else whole_number(threads, "threads", 1)
     grid = subject.grid
-    example = subject.samples(torch.arange(min(2, grid.n_points)))
+    example = subject.samples(spread(grid.n_points))
     program = subject.network.program(example.dtype)
-    check_agreement(program, subject.network.tail, example)
+    check_agreement(program, subject.network.untraced, example)
     with tqdm(
         total=grid.n_points, desc="patterns", unit="point", unit_scale=True, delay=1, leave=False, disable=not progress
     ) as bar:

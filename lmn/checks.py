@@ -57,19 +57,20 @@ def checked_outputs(root: nn.Module, inputs: Tensor, during_one_run: AbstractCon
     if together.numel() == 0:
         raise LmnError(f"the output is empty, of shape {tuple(together.shape)}; there is nothing to measure.")
     try:
-        alone = torch.cat([root(inputs[i : i + 1].clone()) for i in range(len(inputs))])
+        alone = torch.cat([root(inputs[i : i + 1].clone()).reshape(1, -1) for i in range(len(inputs))])
     except Exception as error:
         raise LmnError(
             f"the model runs on a batch of {len(inputs)} samples and not on one ({in_short(error)}). A sample's output "
             "must be its own; one that is normalised over the batch also in evaluation mode, say, is not."
         ) from error
-    tolerance = 1e-2 if together.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    together = together.reshape(len(together), -1)
+    tolerance = 1e-2 if together.dtype in (torch.float16, torch.bfloat16) else 1e-4
     if alone.shape != together.shape or (together - alone).abs().max() > tolerance * together.abs().max():
         raise LmnError(
             "a sample's output changes with the batch it is in, or from call to call (attention or normalisation across "
             "the batch, or randomness that evaluation mode does not switch off): such a model has no function of a sample."
         )
-    return together.reshape(len(together), -1)
+    return together
 
 
 @contextmanager

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from lmn.errors import LmnError
 from lmn.kernels.activations import Activation
 from lmn.operations import (
     ACTIVATION_FUNCTIONS,
     ACTIVATION_MODULES,
     custom_activation,
+    is_custom,
     is_plain,
     name_of,
     parameters_of,
@@ -181,8 +183,11 @@ class _Operation:
 
     def _read_module(self) -> list[ChainStep] | None:
         module = self._module
-        if hasattr(module, "breakpoints") and self.node.args == (self.tip,) and self.before.shape == self.after.shape:
-            return [custom_activation(module, self._where)]
+        if is_custom(module) and self.node.args == (self.tip,) and self.before.shape == self.after.shape:
+            try:
+                return [custom_activation(module, self._where)]
+            except LmnError as error:
+                raise _Refusal(error.short) from error
         if not is_plain(module) or self.node.args != (self.tip,) or self.node.kwargs:
             return None
         if isinstance(module, nn.Linear):
@@ -230,7 +235,7 @@ class _Operation:
         if math.prod(self.before.shape[1:-1]) != 1 or weight.ndim != 2:
             return None  # applied along the last of several dimensions
         weight = _double(weight)
-        return [Affine(weight, _double(bias) if bias is not None else weight.new_zeros(len(weight)))]
+        return [Affine(weight, _double(bias).expand(len(weight)) if bias is not None else weight.new_zeros(len(weight)))]
 
     def _activation(self, name: str, parameters: dict[str, Any]) -> list[ChainStep] | None:
         if self.before.shape != self.after.shape:

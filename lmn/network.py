@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from io import StringIO
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,7 +15,7 @@ from lmn.checks import called_once, check_initialised, check_no_way_around, chec
 from lmn.errors import LmnError, in_short
 from lmn.kernels.program import Program
 from lmn.lowering import ChainStep, NotAChain, lower
-from lmn.preserve import preserved
+from lmn.preserve import UNKNOWN, Habits, autocast_restored, observed, preserved
 from lmn.program import program
 from lmn.selection import Root, Select
 from lmn.submodules import output_replaced, outputs_of, submodule, unwrapped
@@ -24,7 +24,7 @@ from lmn.tracing import Growth, growth, traced_by_running, traced_symbolically, 
 _BATCH_BYTES = 1 << 21  # of the widest intermediate result of samples that are run at a time
 _COLUMN_BYTES = 1 << 22  # of what a convolution copies
 _LARGEST_BATCH = 1024
-_MOST_EXAMPLES = 8
+_MOST_CHECKED = 32  # samples at which a graph must give what the model gives
 
 
 class Network:
@@ -36,7 +36,7 @@ class Network:
     ----------
     model : nn.Module
     example : Tensor of shape (n_example, ...)
-        Some inputs of the model, up to eight, as different as can be. Their values matter only to the checks.
+        Some inputs of the model, as different as can be. Their values matter only to the checks.
     tap : str, optional
         Name of a submodule, as in ``model.named_modules()``; its output is the sample. Default: the samples are the inputs.
     select : callable, optional
@@ -72,30 +72,36 @@ class Network:
         self._root = Root(self.model, select)
         self._casts: dict[torch.dtype, dict[str, Tensor]] = {}
         self._graph: fx.GraphModule | None = None
-        with self.reading():
+        self._habits = UNKNOWN
+        with self.reading() as learn:
             check_takes_one_input(self.model)
-            inputs = _three_rows(example)
-            outputs = checked_outputs(self._root, inputs, called_once(self.tap, self._tap_module))
+            inputs = _rows(example, _batch_unlike(self.model, example))
+            with observed(self.model) as habits:
+                checked_outputs(self._root, inputs, called_once(self.tap, self._tap_module))
+            self._habits = habits[0]
+            learn(self._habits)
             samples = self._run_to_tap(inputs)
+            self._natural = samples.dtype
             self._batch_of_model = batch_size(growth(self._root, inputs))
             self.sample_shape = samples.shape[1:]
             self._example = samples[:2].clone()
             self._dummy = inputs[:1]
+            some = _rows(example, min(len(example), max(len(inputs), min(_MOST_CHECKED, self._batch_of_model))))
             if self.tap is not None:
-                some = example[:_MOST_EXAMPLES]
                 check_no_way_around(self.tap, self._substituted, some, self._run_to_tap(some))
-            self.path, self.why = self._trace(samples, outputs)
+            self.path, self.why = self._trace(samples, _and_between(self._run_to_tap(some)))
+            self._check_runs(samples)
             grown = growth(self._tail, samples)
             self.widest = max(self.sample_shape.numel(), grown.widest)
             self.batch = min(batch_size(grown), batch_size(Growth(self.widest, 0, False)))
             self.single_inside = self._computes_in_single(samples)
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> Iterator[Callable[[Habits], None]]:
         """The model in evaluation mode, left as it was afterwards; enclose every use of ``samples``, ``tail``, ``chain``."""
-        with preserved(self.model):
+        with preserved(self.model, self._habits) as learn:
             try:
-                yield
+                yield learn
             finally:
                 self._casts.clear()
 
@@ -106,9 +112,16 @@ class Network:
     def tail(self, h: Tensor) -> Tensor:
         """The model's output, flattened to (n_points, n_out), from samples h of shape (n_points, *sample_shape).
 
-        Computed in h's dtype: the parameters are cast where they have another. h may be overwritten.
+        Computed as the model computes it where h has the dtype that the model's samples have, and otherwise in h's dtype: the
+        parameters are cast to it. h may be overwritten.
         """
         return self._tail(h)
+
+    def untraced(self, h: Tensor) -> Tensor:
+        """The same by the model itself, whatever was read off it."""
+        with autocast_restored():
+            out = self._substituted(self._dummies(h), h)
+        return out.reshape(len(h), -1).to(h.dtype)
 
     def chain(self) -> list[ChainStep] | NotAChain:
         """The tail as an alternation of affine maps and activations with the weights of now, or why it is none."""
@@ -126,12 +139,22 @@ class Network:
         """
         if self._graph is None:
             raise LmnError(f"the model could not be traced ({self.why}), so the pieces that it is linear on are not known.")
-        return program(self._graph, self._example[:1].to(dtype))
+        try:
+            return program(self._graph, self._example[:1].to(dtype))
+        except LmnError:
+            raise
+        except Exception as error:  # whatever the model's operations don't take of what is asked here
+            raise LmnError(
+                f"the traced model can't be run step by step in {dtype} ({in_short(error)}), so its pieces are not known."
+            ) from error
 
     # -- running ---------------------------------------------------------------------------------------------------------
 
     def _tail(self, h: Tensor) -> Tensor:
-        out = self._substituted(self._dummies(h), h) if self._graph is None else self._in_dtype(self._graph, h)
+        if self._graph is None:
+            return self.untraced(h)
+        with autocast_restored():
+            out = self._in_dtype(_Plain(self._graph), h)
         return out.reshape(len(h), -1).to(h.dtype)  # a model may cast its output
 
     def _substituted(self, inputs: Tensor, h: Tensor) -> Tensor:
@@ -143,12 +166,12 @@ class Network:
             return self._in_dtype(self._root, inputs, h.dtype)
 
     def _in_dtype(self, module: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """module(x) with the parameters in the given dtype, or x's."""
+        """module(x), the parameters as they are for samples of the model's own dtype, otherwise in x's or the given one."""
         dtype = dtype or x.dtype
         if dtype not in self._casts:
             tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
             floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-            same = all(tensor.dtype == dtype for tensor in floating.values())
+            same = dtype == self._natural or all(tensor.dtype == dtype for tensor in floating.values())
             self._casts[dtype] = {} if same else {name: tensor.to(dtype) for name, tensor in floating.items()}
         cast = self._casts[dtype]
         out: Tensor = functional_call(module, cast, (x,)) if cast else module(x)
@@ -162,6 +185,18 @@ class Network:
         except RuntimeError:
             return True
 
+    def _check_runs(self, samples: Tensor) -> None:
+        """The tail can be run in what it is measured in."""
+        working = samples if samples.dtype == torch.float64 or not samples.is_floating_point() else samples.float()
+        try:
+            self._tail(working.clone())
+        except RuntimeError as error:
+            raise LmnError(
+                f"from {'its inputs' if self.tap is None else f'tap {self.tap!r}'} on, the model can't be run in "
+                f"{working.dtype} ({in_short(error)}); tap a submodule before the parts that have another dtype, or convert "
+                "the model to one dtype."
+            ) from error
+
     def _dummies(self, h: Tensor) -> Tensor:
         """An input for each sample: where the tap is substituted, its values don't matter."""
         dummy = self._dummy.to(h.dtype) if self._dummy.is_floating_point() else self._dummy
@@ -172,28 +207,31 @@ class Network:
             return inputs.clone()
         return outputs_of(self._tap_module, self._root, inputs.clone(), str(self.tap))
 
-    def _trace(self, samples: Tensor, outputs: Tensor) -> tuple[str, str]:
+    def _trace(self, samples: Tensor, checked: Tensor) -> tuple[str, str]:
+        """Find a graph that gives what the model gives at the samples to be checked."""
         why = why_untraceable(self.model)
         if why:
             return "whole model", why
+        reasons = []
+        expected = torch.cat([self.untraced(part.clone()) for part in checked.split(self._batch_of_model)])
         by_symbols = partial(traced_symbolically, self._root, self._tap_module)
         by_running = partial(traced_by_running, self._run_from_tap, samples)
         for trace in (by_symbols, by_running):
             try:
-                with redirect_stderr(StringIO()):  # a graph that fails prints its code, also where that is no failure
-                    self._graph = trace()
-                    self._casts.clear()
-                    # Of two sizes: a graph may have taken the batch's for a constant.
-                    got = torch.cat([self._tail(samples.clone()), self._tail(samples[:2].clone())])
-                expected = torch.cat([outputs, outputs[:2]])
-                if torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(outputs.abs().max())):
+                self._graph = trace()
+                self._casts.clear()
+                # Of two sizes at least: a graph may have taken the batch's for a constant.
+                got = torch.cat(
+                    [self._tail(part.clone()) for part in checked.split([2, *_sizes(len(checked) - 2, self._batch_of_model)])]
+                )
+                if torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
                     return "traced", ""
-                why = why or "the traced graph gives other outputs than the model"
+                reasons.append("the traced graph gives other outputs than the model")
             except Exception as error:  # whatever a tracer can't follow, the model itself can
-                why = why or in_short(error)
+                reasons.append(in_short(error))
             self._graph = None
         self._casts.clear()
-        return "whole model", why
+        return "whole model", "; ".join(dict.fromkeys(reasons))
 
     def _run_from_tap(self, h: Tensor) -> Tensor:
         if self._tap_module is None:
@@ -208,6 +246,36 @@ def batch_size(grown: Growth) -> int:
     return max(1, min(_LARGEST_BATCH, by_widest, _COLUMN_BYTES // (8 * max(1, grown.columns))))
 
 
-def _three_rows(example: Tensor) -> Tensor:
-    """Three samples, so that the batch has a size of its own: the first again where there are too few."""
-    return torch.cat([example[:2], example[:1], example[:1]])[:3]
+class _Plain(nn.Module):
+    """A graph without the wrapper that prints its code where it fails, also where that is no failure."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, x: Tensor) -> Any:
+        return self.graph.forward(x)
+
+
+def _rows(example: Tensor, n: int) -> Tensor:
+    """So many samples: the first ones again where there are too few."""
+    return example[torch.arange(n, device=example.device) % len(example)]
+
+
+def _batch_unlike(model: nn.Module, example: Tensor) -> int:
+    """A small size for a batch that no other size in the model is equal to: a tracer takes equal sizes for one."""
+    tensors = (example[0], *model.parameters(), *model.buffers())
+    sizes = {size for tensor in tensors for size in tensor.shape}
+    return next(n for n in (3, 5, 7, 11, 13, 17, 19, 23, 3) if n not in sizes or n == 23)
+
+
+def _and_between(samples: Tensor) -> Tensor:
+    """Samples, and what is halfway between each and the next."""
+    if not samples.is_floating_point():
+        return samples
+    return torch.cat([samples, torch.lerp(samples, samples.roll(1, 0), 0.5)])
+
+
+def _sizes(n: int, most: int) -> list[int]:
+    """n in parts."""
+    return [min(most, n - first) for first in range(0, n, most)]

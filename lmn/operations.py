@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from lmn.errors import LmnError
+from lmn.errors import LmnError, in_short
 from lmn.kernels import windows
 from lmn.kernels.activations import Activation, activation
 from lmn.kernels.windows import Windows
@@ -72,6 +73,19 @@ AFFINE = {
     *("constant_pad_nd", "interpolate", "upsample_nearest2d", "upsample_bilinear2d", "pixel_shuffle", "pixel_unshuffle"),
     *("channel_shuffle", "unfold", "fold", "im2col", "col2im", "zeros_like", "ones_like", "full_like", "new_zeros"),
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"),
+    *(
+        "where",
+        "masked_fill",
+        "diagonal",
+        "repeat_interleave",
+        "lerp",
+        "addcmul",
+        "new_ones",
+        "new_full",
+        "zeros",
+        "ones",
+        "full",
+    ),
 }
 AFFINE_MODULES = (
     *(nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.Fold, nn.Unfold, nn.PixelShuffle, nn.PixelUnshuffle),
@@ -82,12 +96,14 @@ AFFINE_MODULES = (
     *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.CircularPad2d),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
-CASTS = {"to", "type_as"}
+KNOWN_MODULES = (*AFFINE_MODULES, *ACTIVATION_MODULES)  # those that bend are read before
+CASTS = {"to", "type_as", "type", "_to_copy"}
+FLOATING = {"float", "double", "half", "bfloat16"}
 # Known to be smooth, beyond the smooth activations of the table: for a message that says so.
 SMOOTH = {
     *("softmax", "_softmax", "log_softmax", "_log_softmax", "layer_norm", "native_layer_norm", "group_norm", "instance_norm"),
     *("native_group_norm", "exp", "log", "sin", "cos", "sqrt", "rsqrt", "pow", "square", "reciprocal", "normalize", "celu"),
-    *("logsigmoid", "softsign", "scaled_dot_product_attention", "multi_head_attention_forward", "norm", "LayerNorm"),
+    *("logsigmoid", "softsign", "scaled_dot_product_attention", "multi_head_attention_forward", "LayerNorm"),
     *("GroupNorm", "Softmax", "LogSoftmax", "MultiheadAttention", "CELU", "Softsign", "LogSigmoid", "GLU", "glu", "RMSNorm"),
     *("rms_norm", "var", "std", "erf", "tan", "atan", "sigmoid", "softmin", "Softmin", "TransformerEncoderLayer"),
 }
@@ -103,10 +119,23 @@ def name_of(node: fx.Node, module: nn.Module | None) -> str:
     return name if name.startswith("_") else name.rstrip("_")
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a module does what its class does: no hooks, and torch's own forward, which some libraries replace."""
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return not hooked and "forward" not in vars(module) and type(module).forward.__module__.startswith("torch.nn.modules")
+def is_plain(module: nn.Module, but_for_torchs: bool = False) -> bool:
+    """Whether a module does what its class does: no hooks, and torch's own forward, which some libraries replace.
+
+    Parameters
+    ----------
+    but_for_torchs : bool
+        Allow the hooks by which torch.nn.utils computes weights from others (weight_norm, spectral_norm, prune).
+    """
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    if but_for_torchs:
+        hooks = [hook for hook in hooks if not type(hook).__module__.startswith("torch.nn.utils.")]
+    return not hooks and "forward" not in vars(module) and type(module).forward.__module__.startswith("torch.nn.modules")
+
+
+def is_custom(module: nn.Module) -> bool:
+    """Whether a module is an activation of the user's own that says where its linear pieces meet."""
+    return hasattr(module, "breakpoints") and not module._modules
 
 
 def in_place(node: fx.Node, module: nn.Module | None) -> bool:
@@ -131,7 +160,10 @@ def read_activation(name: str, parameters: dict[str, Any], shape: tuple[int, ...
         parameters = {"weight": weight.repeat_interleave(int(np.prod(shape)) // len(weight))}
     if any(isinstance(value, Tensor) and name != "prelu" for value in parameters.values()):
         return None  # bounds that are tensors
-    return activation(name, where=where, **parameters)
+    found = activation(name, where=where, **parameters)
+    if found.core == "clamp" and not found.p0 < found.p1:
+        return None  # a constant
+    return activation("identity") if found.core == "clamp" and math.isinf(found.p0) and math.isinf(found.p1) else found
 
 
 def custom_activation(module: nn.Module, where: str) -> Activation:
@@ -153,8 +185,14 @@ def custom_activation(module: nn.Module, where: str) -> Activation:
     ends = torch.cat([at[:1] - 100, at, at[-1:] + 100])
     t = torch.linspace(0, 1, 9, dtype=torch.float64)
     between = ends[:-1, None] + t * (ends[1:] - ends[:-1])[:, None]  # (n_pieces, 9)
-    with torch.no_grad():
-        y = function(between.reshape(-1, 1)).reshape(between.shape)
+    try:
+        with torch.no_grad():
+            y = function(between.reshape(-1, 1)).reshape(between.shape)
+    except Exception as error:
+        raise LmnError(
+            f"'{where}' ({name}) has breakpoints and can't be run on values of shape (n, 1) ({in_short(error)}); a module with "
+            "breakpoints is one activation, the same for each value."
+        ) from error
     chord = y[:, :1] + t * (y[:, -1:] - y[:, :1])
     if not bool(torch.allclose(y, chord, rtol=1e-9, atol=1e-9 * float(y.abs().max()))):
         raise LmnError(f"'{where}' ({name}) is not linear between its breakpoints {at.tolist()}.")
@@ -194,7 +232,7 @@ def read_windows(
             members = windows.pooling(shapes[0], out_shape, kernel, stride, padding, dilation)
     elif name in ("maximum", "minimum", "max", "min") and len(shapes) == 2 and shapes[0] == shapes[1]:
         members = windows.elementwise(int(np.prod(shapes[0])), 2)
-    elif name in ("amax", "amin", "max", "min") and len(shapes) == 1 and options.get("dim") is not None:
+    elif name in ("amax", "amin", "max", "min") and len(shapes) == 1 and _are_axes(options.get("dim")):
         rank = len(shapes[0])
         axes = [axis - 1 if axis > 0 else axis % (rank + 1) - 1 for axis in _sizes(options["dim"], 0)]
         if -1 in axes:
@@ -203,6 +241,11 @@ def read_windows(
     else:
         return None
     return Windows(np.ascontiguousarray(members), sign, where)
+
+
+def _are_axes(value: Any) -> bool:
+    axes = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(axis, int) and not isinstance(axis, bool) for axis in axes)
 
 
 def _sizes(value: Any, n_axes: int) -> list[int]:

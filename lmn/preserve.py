@@ -3,56 +3,185 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Lock, RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lmn.errors import LmnError
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What a model does to what it does not own as it runs.
+
+    Attributes
+    ----------
+    draws : bool
+        Whether it draws from the process's random generators. Their states are put back only if it does: other threads draw
+        from them too, and must not draw the same numbers again.
+    writes : bool
+        Whether it writes into its parameters.
+    """
+
+    draws: bool
+    writes: bool
+
+
+UNKNOWN = Habits(draws=True, writes=True)
+
+_MOST_COPIED = 1 << 26  # bytes of parameters, of a model of unknown habits
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
+def preserved(model: nn.Module, habits: Habits = UNKNOWN) -> Iterator[Callable[[Habits], None]]:
     """Put ``model`` in evaluation mode without gradients, and put everything back, whatever happens inside.
 
     Restored: the training flag and the attributes of every module (hooks, parameters, buffers and submodules by identity;
-    lists, sets and dictionaries with what was in them), the values of buffers and of embeddings that renormalise themselves,
-    and the state of torch's, NumPy's and Python's random generators. Other parameters are not written to by a forward pass, so
-    they are not copied. What a forward pass or a user's hook changes elsewhere stays changed.
+    containers, arrays, tensors and generators with what was in them), the values of buffers and of parameters, the state of
+    torch's, NumPy's and Python's random generators, and whether autocast is on: inside, it is off, until the model itself
+    switches it on. What a forward pass or a user's hook changes elsewhere stays changed.
 
     One thread at a time measures a model; others wait.
+
+    Yields
+    ------
+    callable
+        To be told the model's habits when they are known.
     """
     with alone_with(model):
-        yield from _preserved(model)
+        yield from _preserved(model, habits)
 
 
-def _preserved(model: nn.Module) -> Iterator[None]:
+def _preserved(model: nn.Module, habits: Habits) -> Iterator[Callable[[Habits], None]]:
+    known = habits
+    copies: list[tuple[Tensor, Tensor]] = []
+
+    def learn(found: Habits) -> None:
+        nonlocal known
+        known = found
+        if not found.writes:
+            copies.clear()
+
     modules = list(model.modules())
     training = [module.training for module in modules]
-    attributes = [_shallow_copy(module) for module in modules]
-    tensors = [(tensor, tensor.detach().clone()) for tensor in [*model.buffers(), *_written_in_forward(modules)]]
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the user's, whichever it is
-    with torch.random.fork_rng(devices=_cuda_devices(model)):
+    attributes = [_Attributes(module) for module in modules]
+    buffers = [(tensor, tensor.detach().clone()) for tensor in model.buffers()]
+    copies += _copies(model) if habits.writes else []
+    versions = {name: parameter._version for name, parameter in model.named_parameters()}
+    generators = _Generators(model) if habits.draws else None
+    with autocast_restored(), torch.inference_mode(False), torch.no_grad():
+        for device in _AUTOCAST_DEVICES:
+            torch.set_autocast_enabled(device, False)
         try:
+            if any(type(module).train is not nn.Module.train for module in modules):
+                model.eval()  # which keeps a mode of its own
             for module in modules:
                 module.training = False
-            with torch.no_grad():
-                yield
+            yield learn
         finally:
             for module, saved, flag in zip(modules, attributes, training, strict=True):
-                _restore(module, saved)
+                saved.restore(module)
                 if module.training != flag:
                     module.training = flag  # TorchScript keeps it elsewhere
-            with torch.no_grad():
-                for tensor, value in tensors:
-                    if not _same(tensor, value):
-                        tensor.copy_(value)
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
+            for tensor, value in [*buffers, *copies]:
+                if not _same(tensor, value):
+                    tensor.copy_(value)
+            if generators is not None and known.draws:
+                generators.restore()
+    if known.writes and not copies:
+        _check_unwritten(model, versions)
 
+
+def _copies(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The parameters with their values: of a large model those only that are known to be written to, its embeddings'."""
+    parameters: list[Tensor] = list(model.parameters())
+    if sum(p.numel() * p.element_size() for p in parameters) > _MOST_COPIED:
+        renormalised = (nn.Embedding, nn.EmbeddingBag)
+        parameters = [m.weight for m in model.modules() if isinstance(m, renormalised) and m.max_norm is not None]
+    return [(parameter, parameter.detach().clone()) for parameter in parameters]
+
+
+def _check_unwritten(model: nn.Module, versions: dict[str, int]) -> None:
+    written = [name for name, parameter in model.named_parameters() if parameter._version != versions.get(name)]
+    if written:
+        raise LmnError(
+            f"the model writes into its parameters as it runs ({', '.join(written[:3])}), and they are too large to be copied "
+            "and put back; have it compute a new tensor instead."
+        )
+
+
+@contextmanager
+def observed(model: nn.Module) -> Iterator[list[Habits]]:
+    """Enclose a run of the model: its habits are in the list afterwards."""
+    found: list[Habits] = []
+    versions = [parameter._version for parameter in model.parameters()]
+    numpy_state, python_state = _numpy_state(), random.getstate()
+    with _Draws() as draws:
+        yield found
+    elsewhere = python_state != random.getstate() or not _equal_states(numpy_state, _numpy_state())
+    writes = versions != [parameter._version for parameter in model.parameters()]
+    found.append(Habits(draws.seen or elsewhere, writes))
+
+
+class _Draws(TorchDispatchMode):
+    """Notes, of this thread, whether an operation draws random numbers."""
+
+    seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+
+class _Generators:
+    """The states of the process's random generators."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._devices = _cuda_devices(model)
+        self._cpu, self._cuda = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in self._devices]
+        self._numpy, self._python = _numpy_state(), random.getstate()
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._cpu)
+        for device, state in zip(self._devices, self._cuda, strict=True):
+            torch.cuda.set_rng_state(state, device)
+        np.random.set_state(self._numpy)  # noqa: NPY002 - the user's, whichever it is
+        random.setstate(self._python)
+
+
+def _numpy_state() -> Any:
+    return np.random.get_state()  # noqa: NPY002
+
+
+def _equal_states(a: Any, b: Any) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@contextmanager
+def autocast_restored() -> Iterator[None]:
+    """Leave autocast as it was: a traced graph switches it by operations of its own, and not back where it fails in between."""
+    before = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _AUTOCAST_DEVICES]
+    cached = torch.is_autocast_cache_enabled()
+    try:
+        yield
+    finally:
+        for device, (enabled, dtype) in zip(_AUTOCAST_DEVICES, before, strict=True):
+            if torch.is_autocast_enabled(device) != enabled or torch.get_autocast_dtype(device) != dtype:
+                torch.set_autocast_enabled(device, enabled)
+                torch.set_autocast_dtype(device, dtype)
+        torch.set_autocast_cache_enabled(cached)
+
+
+_AUTOCAST_DEVICES = ("cpu", "cuda")
 
 _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _LOCKS_LOCK = Lock()
@@ -64,37 +193,86 @@ def alone_with(model: nn.Module) -> Any:
         return _LOCKS.setdefault(model, RLock())
 
 
-def _written_in_forward(modules: list[nn.Module]) -> list[torch.Tensor]:
-    renormalised = (nn.Embedding, nn.EmbeddingBag)
-    return [m.weight for m in modules if isinstance(m, renormalised) and m.max_norm is not None]
-
-
 def _cuda_devices(model: nn.Module) -> list[int]:
     tensors = [*model.parameters(), *model.buffers()]
     return sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
 
 
-def _shallow_copy(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    # Containers of a module (hooks, registries, records) are copied one level down: a forward pass may add to them.
-    return {name: (value, _contents(value)) for name, value in vars(module).items()}
+class _Attributes:
+    """A module's attributes, and what is in those that can be written to: containers, arrays, tensors, generators."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._saved = {name: (value, _contents(value, name not in _OF_TORCH)) for name, value in vars(module).items()}
+
+    def restore(self, module: nn.Module) -> None:
+        now = vars(module)
+        for name in [name for name in now if name not in self._saved]:
+            del now[name]
+        for name, (value, restore) in self._saved.items():
+            if now.get(name) is not value:
+                now[name] = value
+            if restore is not None:
+                restore()
 
 
-def _contents(value: Any) -> Any:
-    if isinstance(value, dict):
-        return dict(value)
-    return list(value) if isinstance(value, list | set) else None
+_OF_TORCH = ("_parameters", "_buffers", "_modules")  # whose values are kept by themselves
+_DEEPEST = 8
 
 
-def _restore(module: nn.Module, saved: dict[str, tuple[Any, Any]]) -> None:
-    now = vars(module)
-    for name in [name for name in now if name not in saved]:
-        del now[name]
-    for name, (value, contents) in saved.items():
-        if now.get(name) is not value:
-            now[name] = value
-        if contents is not None and not _identical(_contents(value), contents):
+def _contents(value: Any, deep: bool, depth: int = 0) -> Callable[[], None] | None:
+    """What puts back the contents of something that can be written to, or None."""
+    if isinstance(value, dict | list | set | deque):
+        return _container(value, deep and depth < _DEEPEST, depth)
+    if not deep:
+        return None
+    if (
+        isinstance(value, Tensor)
+        and not isinstance(value, nn.Parameter)
+        and value.layout == torch.strided
+        and not value.is_meta
+    ):
+        tensor, copy, version = value, value.detach().clone(), value._version if not value.is_inference() else -1
+        return lambda: None if version == tensor._version else _write(tensor, copy)
+    if isinstance(value, np.ndarray):
+        array, saved = value, value.copy()
+        return lambda: np.copyto(array, saved)
+    if isinstance(value, torch.Generator):
+        generator, state = value, value.get_state()
+        return lambda: _ignore(generator.set_state(state))
+    if isinstance(value, np.random.Generator):
+        bits, numbers = value.bit_generator, value.bit_generator.state
+        return lambda: setattr(bits, "state", numbers)
+    if isinstance(value, random.Random):
+        own, before = value, value.getstate()
+        return lambda: own.setstate(before)
+    return None
+
+
+def _container(value: Any, deep: bool, depth: int) -> Callable[[], None]:
+    contents = dict(value) if isinstance(value, dict) else list(value)
+    items = contents.values() if isinstance(contents, dict) else contents
+    inside = (
+        [restore for restore in (_contents(item, True, depth + 1) for item in items) if restore is not None] if deep else []
+    )
+
+    def restore() -> None:
+        now = dict(value) if isinstance(value, dict) else list(value)
+        if not _identical(now, contents):
             value.clear()
-            value.extend(contents) if isinstance(value, list) else value.update(contents)
+            value.extend(contents) if isinstance(value, list | deque) else value.update(contents)
+        for each in inside:
+            each()
+
+    return restore
+
+
+def _write(tensor: Tensor, value: Tensor) -> None:
+    with torch.no_grad():
+        tensor.copy_(value)
+
+
+def _ignore(_: Any) -> None:
+    return None
 
 
 def _identical(a: Any, b: Any) -> bool:
@@ -103,5 +281,5 @@ def _identical(a: Any, b: Any) -> bool:
     return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)

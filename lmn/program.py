@@ -47,31 +47,49 @@ class _OfBatch:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps every result."""
+    """Runs a graph in one dtype, whatever it casts to, and keeps every result."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, dtype: torch.dtype) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.extra_traceback = False
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self._dtype = dtype
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        value = self.env[n.args[0]] if _is_cast(n, self.env) else _in_dtype(super().run_node(n), self._dtype)  # type: ignore[index]
         if isinstance(value, Tensor):
             self.shapes[n] = tuple(value.shape)  # of now: an operation in place may change it
         return value
 
 
+def _is_cast(node: fx.Node, env: dict[fx.Node, Any]) -> bool:
+    """Whether a node casts its argument from one floating dtype to another, and does nothing else."""
+    if node.op not in ("call_method", "call_function") or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    name, value = operations.name_of(node, None), env.get(node.args[0])
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    others = [env.get(arg, arg) if isinstance(arg, fx.Node) else arg for arg in (*node.args[1:], *node.kwargs.values())]
+    dtypes = [arg.dtype if isinstance(arg, Tensor) else arg for arg in others if isinstance(arg, Tensor | torch.dtype)]
+    floating = all(dtype.is_floating_point for dtype in dtypes)
+    return name in operations.FLOATING or (name in operations.CASTS and bool(dtypes) and floating)
+
+
+def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
 class _Builder:
     def __init__(self, module: fx.GraphModule, sample: Tensor) -> None:
         self._module, self._sample = module, sample
-        self._two, self._three = _Recorder(module), _Recorder(module)
+        self._two, self._three = _Recorder(module, sample.dtype), _Recorder(module, sample.dtype)
         with torch.no_grad():
             for recorder, n in ((self._two, 2), (self._three, 3)):
                 recorder.run(sample.repeat(n, *[1] * (sample.ndim - 1)))
         self._slots: dict[fx.Node, int] = {}
         self._values_only: set[fx.Node] = set()  # operations that return (values, indices), of which the values are kept
         self._steps: list[Step] = []
-        self._overwrites = False
+        self._place = {node: place for place, node in enumerate(module.graph.nodes)}
 
     def build(self) -> Program:
         output = -1
@@ -82,7 +100,7 @@ class _Builder:
                 output = self._output(node)
             elif node.op != "get_attr":
                 self._read(node)
-        return Program(self._with_ends(output), output, self._widest(), self._overwrites, self._in_dtype)
+        return Program(self._with_ends(output), output, self._widest(), self._in_dtype)
 
     def _read(self, node: fx.Node) -> None:
         sources = [source for source in node.all_input_nodes if source in self._slots]
@@ -94,11 +112,16 @@ class _Builder:
         module = self._submodule(node)
         if operations.name_of(node, module) in operations.CASTS and node.args[0] not in self._slots:
             return  # a weight in the dtype of a sample-dependent result, still a weight
-        if node.target in (operator.getitem, getattr) and node.args[0] in self._values_only:
-            if node.args[1] not in (0, "values"):
-                raise LmnError(f"'{node.name}' uses the indices of a maximum, which are not piecewise linear.")
+        of_maximum = node.target in (operator.getitem, getattr) and node.args[0] in self._values_only
+        if of_maximum and node.args[1] not in (0, "values"):
+            self._check_unused(node)
+            return
+        if of_maximum or _is_cast(node, self._three.env):
             self._slots[node] = self._slots[sources[0]]
             return
+        in_place = bool(sources) and operations.in_place(node, module)
+        if in_place:
+            self._check_nothing_else_is_written(node, sources[0])
         bend = self._bend(node, module, sources)
         run = self._runner(node, module, sources)
         if bend is None:
@@ -112,13 +135,27 @@ class _Builder:
         shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
         target = len(self._steps) + 1
         self._steps.append(Step(node.name, tuple(self._slots[s] for s in sources), target, run, bend, shape))
-        if operations.in_place(node, module) and sources:
-            self._overwrites = True  # maybe the samples, through a view of them
+        if in_place:
             overwritten = self._slots[sources[0]]
             for other, slot in self._slots.items():
                 if slot == overwritten:
                     self._slots[other] = target
         self._slots[node] = target
+
+    def _check_unused(self, node: fx.Node) -> None:
+        if node.users:
+            raise LmnError(f"'{node.name}' uses the indices of a maximum, which are not piecewise linear.")
+
+    def _check_nothing_else_is_written(self, node: fx.Node, source: fx.Node) -> None:
+        """An operation in place changes no result but its own: none that is a view of the same memory is used after it."""
+        memory, slot = _storages(self._three.env[source]), self._slots[source]
+        for other, its_slot in self._slots.items():
+            used_later = any(self._place[user] > self._place[node] for user in other.users)
+            if its_slot != slot and used_later and memory & _storages(self._three.env[other]):
+                raise LmnError(
+                    f"'{_where(node)}' writes in place into what '{_where(other)}' is a view of, and that is used afterwards; "
+                    "write it without the operation in place."
+                )
 
     def _submodule(self, node: fx.Node) -> nn.Module | None:
         return self._three.fetch_attr(str(node.target)) if node.op == "call_module" else None
@@ -141,16 +178,19 @@ class _Builder:
         places = {source: index for index, source in enumerate(sources)}
         known = {other: self._argument(other) for other in node.all_input_nodes if other not in places}
         target: Any = module if module is not None else node.target
+        written, dtype = operations.in_place(node, module), self._sample.dtype
 
         def run(values: Sequence[Value], batch: int) -> Value:
+            if written and values:  # what was there is left alone
+                values = [values[0].clone(), *values[1:]]
+
             def argument(other: fx.Node) -> Any:
                 return values[places[other]] if other in places else _at_batch(known[other], batch)
 
             args: Any = fx.node.map_arg(node.args, argument)
             kwargs: Any = fx.node.map_arg(node.kwargs, argument)
-            if node.op == "call_method":
-                return getattr(args[0], target)(*args[1:], **kwargs)
-            return target(*args, **kwargs)
+            out = getattr(args[0], target)(*args[1:], **kwargs) if node.op == "call_method" else target(*args, **kwargs)
+            return _in_dtype(out, dtype)
 
         return run
 
@@ -163,7 +203,9 @@ class _Builder:
         args: Any = tuple(self._three.map_nodes_to_values(others, node))  # type: ignore[arg-type]
         kwargs: Any = self._three.map_nodes_to_values(node.kwargs, node)
         found: Activation | Windows | None = None
-        if module is not None and hasattr(module, "breakpoints"):
+        if module is not None and not operations.is_plain(module) and not operations.is_custom(module):
+            return None  # what its class says is not what it does
+        if module is not None and operations.is_custom(module):
             found = operations.custom_activation(module, where)
         elif module is not None and type(module) in operations.ACTIVATION_MODULES:
             name = operations.ACTIVATION_MODULES[type(module)]
@@ -188,13 +230,18 @@ class _Builder:
     ) -> None:
         """Known to be affine, and it is: of a mixture of two arguments it gives the mixture of its results."""
         name = operations.name_of(node, module)
-        known = type(module) in operations.AFFINE_MODULES if module is not None else name in operations.AFFINE
+        known = type(module) in operations.KNOWN_MODULES if module is not None else name in operations.AFFINE
         if name in operations.SMOOTH:
             raise not_piecewise_linear(name, _where(node))
-        if not known or (module is not None and not operations.is_plain(module)):
+        if module is not None and known and not operations.is_plain(module, but_for_torchs=True):
             raise LmnError(
-                f"'{_where(node)}' ({name}) is not known to be affine or piecewise linear; write it with torch's modules and "
-                "functions, or count regions over samples of a network without it."
+                f"'{_where(node)}' ({name}) has hooks, or a forward of its own, that may change what it does; remove them "
+                "while its regions are looked for."
+            )
+        if not known:
+            raise LmnError(
+                f"'{_where(node)}' ({name}) is not known to be affine or piecewise linear; write it with modules and functions "
+                "that are, such as nn.Linear, nn.Conv2d, nn.ReLU, nn.MaxPool2d, or measure the linear mapping number."
             )
         generator = torch.Generator().manual_seed(0)
         probes = []
@@ -251,6 +298,13 @@ def not_piecewise_linear(name: str, where: str) -> LmnError:
         "lmn.measure(model, grid, metrics=('lmn',)), which is made for any activation.",
         short=why,
     )
+
+
+def _storages(value: Any) -> set[int]:
+    """The memory that a result stands in."""
+    if isinstance(value, Tensor):
+        return {value.untyped_storage().data_ptr()} if value.numel() else set()
+    return set().union(*map(_storages, value)) if isinstance(value, tuple | list) else set()
 
 
 def _where(node: fx.Node) -> str:

@@ -161,9 +161,14 @@ def _check_maps(subject: Subject, domain: Domain, found: Subdivision) -> None:
     """The maps give what the model gives, in the middle of some regions: a model may do more than was read off it."""
     u = found.centres[spread(found.n_regions).numpy()]
     maps = found.maps[spread(found.n_regions).numpy()]
-    expected = subject.network.tail(torch.from_numpy(domain.inputs(domain.from_cube(u)))).numpy()
+    expected = (
+        subject.network.untraced(subject.like_model(torch.from_numpy(domain.inputs(domain.from_cube(u))))).double().numpy()
+    )
     got = np.einsum("rka,ra->rk", maps[..., :-1], u) + maps[..., -1]
     if not np.isfinite(expected).all():
         raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
     if got.shape != expected.shape or not np.allclose(got, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()):
-        raise LmnError("the maps read off the model give other outputs than the model; it does what its graph does not show.")
+        raise LmnError(
+            "the maps read off the model give other outputs than the model; it does what its graph does not show; "
+            "rewrite it with torch's modules and functions, out of place, or measure its linear mapping number."
+        )

@@ -14,6 +14,8 @@ from lmn.preserve import alone_with
 from lmn.selection import Select
 from lmn.submodules import unwrapped
 
+_EXAMPLES = 32
+
 
 class Subject:
     """A network on a grid, open for measuring: a context in which the model is in evaluation mode, and left as it was."""
@@ -26,7 +28,7 @@ class Subject:
         self.grid = grid
         with alone_with(unwrapped(model)):
             like = _like(unwrapped(model))
-        example = grid.at(spread(grid.n_points), like)
+        example = grid.at(spread(grid.n_points, _EXAMPLES), like)
         if tap is None and not example.is_floating_point():
             raise LmnError(
                 f"the samples are of dtype {example.dtype} and have no points between them; name the submodule whose output is "
@@ -50,6 +52,10 @@ class Subject:
     def __exit__(self, *exception: Any) -> None:
         self._reading.__exit__(*exception)
 
+    def like_model(self, inputs: Tensor) -> Tensor:
+        """Inputs in the model's dtype and on its device."""
+        return inputs if self._like is None else inputs.to(self._like)
+
     def samples(self, indices: Tensor) -> Tensor:
         """The activations at the tap of the points of the given indices, float32 or float64: maybe a view of the grid's."""
         if self.network.tap is None:
@@ -63,9 +69,9 @@ class Subject:
         return h if h.dtype == torch.float64 else h.float()
 
 
-def spread(n: int) -> Tensor:
+def spread(n: int, most: int = 8) -> Tensor:
     """A few indices out of n, from the first to the last: samples to check by."""
-    return torch.linspace(0, n - 1, min(8, n), dtype=torch.float64).long()
+    return torch.linspace(0, n - 1, min(most, n), dtype=torch.float64).long()
 
 
 def _like(model: nn.Module) -> Tensor | None:

@@ -13,6 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lmn.operations import is_custom
+
 
 def why_untraceable(model: nn.Module) -> str:
     """Why a model is run whole without trying to trace it, or ""."""
@@ -88,7 +90,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self._tap is not None and m is not self._tap and any(child is self._tap for child in m.modules()):
             return False
-        if hasattr(m, "breakpoints"):  # an activation that says where its linear pieces meet
+        if is_custom(m):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 

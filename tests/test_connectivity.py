@@ -409,3 +409,45 @@ def test_no_result_depends_on_memory_that_was_not_written() -> None:
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
     assert outputs[0] == outputs[1] != ""
+
+
+class Cancelling(nn.Module):
+    """Constant, but for rounding that float32 has inside segments and not at the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.layer(x)
+        return h + (0.25 - h)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_outputs_that_are_constant_by_cancellation(seed: int) -> None:
+    torch.manual_seed(seed)
+    found = lmn.measure(Cancelling(), torch.randn(8, 2), metrics=("lmn",), progress=False)
+    assert found.lmn == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", FAST)
+def test_a_movement_that_the_outputs_do_not_show_is_none(backend: str, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(1, 8), nn.Mish(), nn.Linear(8, 2)).to(dtype)
+    model[0].weight.data *= 40
+    model[0].bias.data[:] = -120
+    x = torch.linspace(-1, 1, 10, dtype=dtype)[:, None]
+    assert lmn.measure(model, x, backend=backend, progress=False).lmn == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("name", ["SiLU", "Sigmoid", "Softplus", "GELU", "ELU"])
+def test_saturated_units_before_a_map_without_a_bias(name: str, backend: str, dtype: torch.dtype) -> None:
+    """What is left of them is small: a kernel that has it to a few digits leaves these pairs to the model's own functions."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 32), getattr(nn, name)(), nn.Linear(32, 5, bias=False)).to(dtype)
+    model[0].bias.data -= 6 if name == "GELU" else 30
+    x = torch.randn(20, 4, dtype=dtype)
+    expected = lmn.measure(model, x, backend="reference", progress=False).lmn
+    assert lmn.measure(model, x, backend=backend, progress=False).lmn == pytest.approx(expected, rel=1e-3)

@@ -96,3 +96,53 @@ def test_a_model_that_is_run_whole_says_so() -> None:
     (note,) = lmn.measure(model, inputs, tap="first", metrics=("lmn",), progress=False).notes
     assert "run whole" in note
     assert "could not be traced" in note
+
+
+class Mixed(torch.nn.Module):
+    """float32, with a head in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head = torch.nn.Linear(3, 8), torch.nn.Linear(8, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.trunk(x)).double())
+
+
+class Asserting(torch.nn.Module):
+    """Checks the shape that it is given, which a tracer by symbols can't follow."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b, self.width = torch.nn.Linear(width, 7), torch.nn.Linear(7, 2), width
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = x.shape
+        assert columns == self.width
+        return self.b(torch.relu(self.a(x)).reshape(rows, -1))
+
+
+@pytest.mark.parametrize("model", [Mixed(), *(Asserting(width) for width in (2, 3, 4, 5))], ids=str)
+def test_models_that_are_traced_by_running_them(model: torch.nn.Module) -> None:
+    x = torch.randn(7, 3 if isinstance(model, Mixed) else model.width)
+    found = lmn.measure(model, x, progress=False)
+    assert found.path != "whole model"
+    assert found.lmn == pytest.approx(lmn.measure(model, x, backend="reference", progress=False).lmn, rel=1e-3)
+
+
+def test_outputs_without_a_dimension_of_their_own() -> None:
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    model, x = torch.nn.Sequential(body, torch.nn.Flatten(0)), torch.randn(9, 3)
+    assert lmn.measure(model, x, progress=False).lmn == pytest.approx(lmn.measure(body, x, progress=False).lmn)
+    squeezed = Squeezed(body)
+    assert lmn.measure(squeezed, x, progress=False).lmn == pytest.approx(lmn.measure(body, x, progress=False).lmn)
+
+
+class Squeezed(torch.nn.Module):
+    def __init__(self, body: torch.nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).squeeze()  # of one sample, a number

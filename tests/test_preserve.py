@@ -2,6 +2,9 @@
 
 import copy
 import random
+import sys
+import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -178,3 +181,116 @@ def test_a_measurement_that_succeeds_and_one_that_fails_do_not_change_training()
                     lmn.measure(model, x, tap="nowhere", progress=False)
         losses.append(float(loss.detach()))
     assert losses[0] == losses[1]
+
+
+class Untidy(nn.Module):
+    """Writes into its weight, a tensor of its own, nested containers, an array and generators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.calls, self.log, self.last = torch.zeros(3), {"rows": [[0]]}, deque([0], maxlen=2)
+        self.array, self.generator, self.numbers = np.zeros(2), torch.Generator().manual_seed(1), np.random.default_rng(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.layer.weight.copy_(self.layer.weight / self.layer.weight.norm())
+        self.calls += 1
+        self.log["rows"][0].append(len(x))
+        self.last.append(len(x))
+        self.array += 1
+        torch.rand(2, generator=self.generator)
+        self.numbers.random()
+        return self.layer(x)
+
+
+def test_what_a_model_writes_to_anywhere_in_itself_is_put_back() -> None:
+    torch.manual_seed(0)
+    model, x = Untidy(), torch.randn(5, 4)
+    weight, states = model.layer.weight.detach().clone(), (model.generator.get_state(), model.numbers.bit_generator.state)
+    lmn.measure(model, x, progress=False)
+    assert torch.equal(model.layer.weight, weight)
+    assert torch.equal(model.calls, torch.zeros(3))
+    assert (model.log, list(model.last), model.array.tolist()) == ({"rows": [[0]]}, [0], [0.0, 0.0])
+    assert torch.equal(model.generator.get_state(), states[0])
+    assert model.numbers.bit_generator.state == states[1]
+
+
+class Autocasting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(2, 16), nn.Linear(16, 16), nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[1] == 2
+        h = self.first(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            h = torch.relu(self.second(h)).float()
+        return self.third(h)
+
+
+def test_autocast_is_left_as_it_was() -> None:
+    torch.manual_seed(0)
+    model, x = Autocasting(), torch.randn(10, 2)
+    lmn.connectivity(model, x, progress=False)
+    lmn.activation_patterns(model, x, progress=False)
+    assert not torch.is_autocast_enabled("cpu")
+    assert model(x).dtype == torch.float32
+
+
+def test_under_autocast_the_model_is_measured_as_without() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2)), torch.randn(20, 2)
+    expected = lmn.measure(model, x, progress=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = lmn.measure(model, x, progress=False)
+        assert torch.is_autocast_enabled("cpu")
+    assert (found.lmn, found.path, found.regions.count) == (expected.lmn, "chain", expected.regions.count)
+
+
+def test_another_thread_does_not_draw_the_same_numbers_again() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Dropout(0.5), nn.Linear(8, 2)), torch.randn(40, 4)
+    drawn, stop = [], threading.Event()
+
+    def draw() -> None:
+        while not stop.is_set():
+            drawn.append(float(torch.rand(())))
+
+    with ThreadPoolExecutor(1) as pool:
+        drawing = pool.submit(draw)
+        for _ in range(10):
+            lmn.connectivity(model, x, progress=False)
+        stop.set()
+        drawing.result()
+    assert len(set(drawn)) > 0.99 * len(drawn)  # float32 numbers meet by chance
+
+
+def test_threads_that_measure_different_models_keep_the_streams() -> None:
+    models = [nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)) for _ in range(4)]
+    before = sys.stdout, sys.stderr
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda model: lmn.connectivity(model, torch.randn(6, 4), progress=False), models * 4))
+    assert (sys.stdout, sys.stderr) == before
+
+
+class OwnMode(nn.Module):
+    """Keeps its mode by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.noisy = nn.Linear(4, 2), True
+
+    def train(self, mode: bool = True) -> "OwnMode":
+        self.noisy = mode
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + (torch.randn(2) if self.noisy else 0)
+
+
+def test_a_mode_that_a_model_keeps_by_itself() -> None:
+    model = OwnMode()
+    assert lmn.measure(model, torch.randn(6, 4), progress=False).lmn == pytest.approx(1)
+    assert model.noisy
+    assert model.training

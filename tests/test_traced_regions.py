@@ -1,6 +1,7 @@
 """Exact regions of any traced network: against forward passes on dense grids, and against the path for chains."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -208,3 +209,111 @@ def test_every_pair_of_neighbours_has_maps_that_agree_on_what_they_share() -> No
         assert len(shared) >= 2
         for p in shared:
             np.testing.assert_allclose(a[i] @ p + c[i], a[j] @ p + c[j], atol=1e-9)
+
+
+class Given(nn.Module):
+    """Two affine maps, and what is done between them."""
+
+    def __init__(self, between: Callable[[nn.Module, torch.Tensor], torch.Tensor], width: int = 6) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.a, self.b, self.between = nn.Linear(2, width), nn.Linear(width, 2), between
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.between(self, x)
+
+
+def through_a_view(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    h = model.a(x)
+    h[:, :3].relu_()
+    return model.b(h)
+
+
+def through_another_shape(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    h = model.a(x)
+    h.view(-1, 2, 3).relu_()
+    return model.b(torch.relu(h - 0.1))
+
+
+@pytest.mark.parametrize("between", [through_a_view, through_another_shape])
+@pytest.mark.parametrize("grid", [lmn.box([-1, -1], [1, 1], 8), torch.linspace(-1, 1, 40).reshape(20, 2)])
+def test_writing_in_place_through_a_view_is_refused(between: Callable, grid: object) -> None:
+    with pytest.raises(lmn.LmnError, match=r"writes in place into what 'a' is a view of.*without the operation in place"):
+        lmn.regions(Given(between), grid, progress=False)
+
+
+CASTS = [
+    lambda m, x: m.b(torch.relu(m.a(x.float()))),
+    lambda m, x: m.b(torch.relu(m.a(x)).to(torch.float32)),
+    lambda m, x: m.b(torch.relu(m.a(x.type(torch.float32)))),
+    lambda m, x: m.b(torch.relu(m.a(x)) @ torch.eye(6)),
+    lambda m, x: m.b(torch.relu_(m.a(x))),
+]
+
+
+@pytest.mark.parametrize("between", CASTS)
+def test_casts_and_constants_made_on_the_way(between: Callable) -> None:
+    plain, grid = Given(lambda m, x: m.b(torch.relu(m.a(x)))), lmn.box([-1, -1], [1, 1], 8)
+    expected, found = lmn.regions(plain, grid), lmn.regions(Given(between), grid)
+    assert found.count == expected.count
+    np.testing.assert_allclose(np.sort(found.volumes), np.sort(expected.volumes), atol=1e-12)
+    assert lmn.regions(Given(between), torch.rand(50, 2)).linear_maps.A.shape[1:] == (2, 2)
+
+
+def unused_indices(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    largest, _ = model.a(x).reshape(-1, 3, 2).max(2)
+    return model.b(torch.cat([largest, largest], dim=1))
+
+
+def test_indices_of_a_maximum_that_nothing_uses() -> None:
+    values = Given(lambda m, x: m.b(m.a(x).reshape(-1, 3, 2).amax(2).repeat(1, 2)))
+    grid = lmn.box([-1, -1], [1, 1], 8)
+    assert lmn.regions(Given(unused_indices), grid).count == lmn.regions(values, grid).count
+
+
+def looks_at_what_it_is_given(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    if isinstance(x, torch.Tensor):  # which what a tracer passes is not
+        x = x.clamp(max=0.5)
+    return model.b(torch.relu(model.a(x)))
+
+
+def test_a_graph_that_leaves_something_out_is_not_taken() -> None:
+    model, grid = Given(looks_at_what_it_is_given), lmn.box([-1, -1], [1, 1], 8)
+    found, x = lmn.regions(model, grid), torch.rand(200, 2, dtype=torch.float64) * 2 - 1
+    a, c = found.linear_maps
+    region = found.locate(x)
+    y = np.einsum("pka,pa->pk", a[region], x.numpy()) + c[region]
+    np.testing.assert_allclose(y, model(x.float()).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_hooks_that_may_change_what_a_module_does(where: int) -> None:
+    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2))
+    model[where].register_forward_hook(lambda _module, _inputs, out: out.clamp(max=1.2))
+    with pytest.raises(lmn.LmnError, match=f"'{where}' .* has hooks, or a forward of its own.*remove them"):
+        lmn.regions(model, lmn.box([-1, -1], [1, 1], 8))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda m, x: m.b(torch.max(m.a(x), torch.zeros(6))),
+        lambda m, x: m.b(torch.max(m.a(x), torch.tensor(1))),
+        lambda m, x: m.b(m.a(x).clamp(2.0, -1.0)),
+    ],
+)
+def test_what_is_not_known_is_refused_and_still_has_an_lmn(between: Callable) -> None:
+    measured = lmn.measure(Given(between), lmn.box([-1, -1], [1, 1], 4), progress=False)
+    assert measured.lmn is not None
+    assert measured.regions is None
+    assert "not known to be affine or piecewise linear" in measured.notes[0]
+
+
+def test_torchs_own_reparametrisations_are_no_obstacle() -> None:
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 8))
+    plain = nn.Linear(2, 8)
+    plain.weight.data, plain.bias.data = layer.weight.detach().clone(), layer.bias.detach().clone()
+    head, grid = nn.Linear(8, 2), lmn.box([-1, -1], [1, 1], 8)
+    found, expected = (lmn.regions(nn.Sequential(first, nn.ReLU(), head), grid).count for first in (layer, plain))
+    assert found == expected

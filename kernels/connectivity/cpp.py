@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from lmn import _core
-from lmn.kernels.connectivity.problem import TOLERANCE, Problem, Progress
+from lmn.kernels.connectivity.problem import CONSTANT, TOLERANCE, Problem, Progress
+from lmn.kernels.connectivity.torch_eager import redo_where_nan
 
-_PAIRS_A_CALL = 1 << 17  # between calls, progress is reported and Ctrl-C is heard
+# Of a call, between which progress is told and Ctrl-C is heard: a fraction of a second.
+_PAIRS_A_CALL = 1 << 17
+_PRODUCTS_A_CALL = 1 << 34
 
 
 def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
@@ -34,17 +37,21 @@ def connectivity_on(problem: Problem, out: Tensor, progress: Progress, isa: str)
         noise_f32=problem.chain.rounding_noise(np.float32),
         noise_f64=problem.chain.rounding_noise(np.float64),
         m=problem.m,
+        constant=CONSTANT,
         tolerance=TOLERANCE,
+        tolerance_f64=problem.tolerance_f64,
         isa=isa,
     )
     pairs, first, redone = problem.pairs, 0, 0
     single = problem.samples.dtype == torch.float32
+    most = max(1, min(_PAIRS_A_CALL, problem.threads * _PRODUCTS_A_CALL // problem.chain.n_products(problem.m)))
     while first < len(pairs.rows):
         last, count = first, 0
-        while last < len(pairs.rows) and count < _PAIRS_A_CALL:
+        while last < len(pairs.rows) and (count < most or last - first < problem.threads):
             count += pairs.in_row(last)
             last += 1
         redone += kernel.rows(first, last, pairs.first_column, single, problem.threads, out.numpy())
+        redo_where_nan(problem, out, first, last)
         progress(count)
         first = last
     return redone

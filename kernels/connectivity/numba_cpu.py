@@ -17,14 +17,18 @@ from numba import njit, types
 from numba.extending import intrinsic, register_jitable
 from torch import Tensor
 
-from lmn.kernels.connectivity.problem import TOLERANCE, Chain, Problem, Progress
+from lmn.kernels.connectivity.problem import CONSTANT, TOLERANCE, Chain, Problem, Progress
+from lmn.kernels.connectivity.torch_eager import redo_where_nan
 from lmn.kernels.cores_numba import FASTMATH, elementwise
 
 _LANES = 64  # pairs in a tile; compiled loops take the number from an array, as LLVM unrolls one it knows instead
 _OUTPUTS, _UNITS = 4, 3  # of a block in a product: its weights, inputs and sums are registers enough for 16, and fastest in 32
 _TILE_BYTES = 1 << 18  # of deviations, which a product reads once a block of outputs: a part of the second-level cache
 _PAIRS_A_TASK = 64 * _LANES  # of one thread at a time: whole tiles
-_PAIRS_A_BATCH = 1 << 17  # between batches, progress is reported and Ctrl-C is heard
+
+# Of a batch, between which progress is told and Ctrl-C is heard: a fraction of a second.
+_PAIRS_A_BATCH = 1 << 17
+_PRODUCTS_A_BATCH = 1 << 33
 
 
 def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
@@ -40,17 +44,23 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
     kernel = _Kernel(chain, problem.m, np.float32 if single else np.float64)
     in_double: _Kernel | None = None
     pairs, redone = problem.pairs, 0
+    tasks = max(
+        problem.threads,
+        min(_PAIRS_A_BATCH, problem.threads * _PRODUCTS_A_BATCH // chain.n_products(problem.m)) // _PAIRS_A_TASK,
+    )
     with ThreadPoolExecutor(problem.threads) as pool:
-        for first in range(0, len(pairs), _PAIRS_A_BATCH):
-            i, j = pairs.numbered(first, first + _PAIRS_A_BATCH)
+        for first in range(0, len(pairs), tasks * _PAIRS_A_TASK):
+            i, j = pairs.numbered(first, first + tasks * _PAIRS_A_TASK)
             r2, error = kernel.r2(i, j, pool)
             if single:
                 again = np.flatnonzero(~(error <= TOLERANCE))  # a NaN is among them
                 if len(again):
                     in_double = in_double or _Kernel(chain, problem.m, np.float64)
-                    r2[again], _ = in_double.r2(i[again], j[again], pool)
+                    r2[again], error[again] = in_double.r2(i[again], j[again], pool)
                     redone += len(again)
+            r2[~(error <= problem.tolerance_f64)] = np.nan
             matrix[i, j] = matrix[j, i] = r2
+            redo_where_nan(problem, out, int(i[0]), int(i[-1]) + 1)
             progress(len(i))
     return redone
 
@@ -72,8 +82,7 @@ class _Arrays(NamedTuple):
     y : (n_out, n_points), float64
     noise : (n_out,), float64
         Variance that rounding adds to an output's deviation.
-    negligible : (n_out,), float64
-        A sum of squares that an output's movement must exceed, or it is constant.
+    single : bool
     t, centred : (m - 2,), real
         The segments' interior points, in (0, 1), and t - 1/2.
     steps : int
@@ -91,7 +100,7 @@ class _Arrays(NamedTuple):
     ends_in_activation: bool
     y: np.ndarray
     noise: np.ndarray
-    negligible: np.ndarray
+    single: bool
     t: np.ndarray
     centred: np.ndarray
     steps: int
@@ -125,7 +134,6 @@ class _Kernel:
         units = np.array([len(layer.z) for layer in layers], np.int64)
         scale, slope = zip(*(a.by_unit(n) for a, n in zip(activations, units, strict=True)), strict=True)
         weights = [_packed(layer.weight) for layer in layers if layer.weight is not None]
-        noise = chain.rounding_noise(dtype)
         t = np.arange(1, m - 1) / (m - 1)
         most_steps = max(1, _TILE_BYTES // (int(units.max()) * _LANES * np.dtype(dtype).itemsize))
         self._arrays = _Arrays(
@@ -139,9 +147,8 @@ class _Kernel:
             weights=np.concatenate([np.empty(0), *weights]).astype(dtype),
             ends_in_activation=layers[-1].weight is None,
             y=chain.y,
-            noise=noise,
-            # An output that moves by its rounding error alone is constant; in float32 such a pair is done again.
-            negligible=noise * (1e4 * (m - 2) if dtype == np.float64 else 0.0),
+            noise=chain.rounding_noise(dtype),
+            single=dtype == np.float32,
             t=t.astype(dtype),
             centred=(t - 0.5).astype(dtype),
             steps=math.ceil((m - 2) / math.ceil((m - 2) / most_steps)),  # balanced
@@ -222,7 +229,7 @@ def _run(i, j, chain, scratch, r2, error):
     n_layers, n_out, n_steps = len(chain.units), len(chain.y), len(chain.t)
     z_i, dz, core_i, dcore, deviation, shift, sums = scratch
     of_i, of_j = np.empty(_LANES, np.uintp), np.empty(_LANES, np.uintp)  # unsigned: no check for counting from the end
-    dy, unexplained, wrong = np.empty(_LANES), np.empty(_LANES), np.empty(_LANES)
+    dy, least, unexplained, wrong = np.empty(_LANES), np.empty(_LANES), np.empty(_LANES), np.empty(_LANES)
     for tile in range(0, len(i), _LANES):
         for lane in range(_LANES):
             pair = min(tile + lane, len(i) - 1)
@@ -253,7 +260,7 @@ def _run(i, j, chain, scratch, r2, error):
                     if last:
                         for output in range(k, min(k + _OUTPUTS, n_out)):
                             _accumulate(products[output - k], t, centred, sums[output])
-        _reduce(of_i, of_j, chain.y, chain.noise, chain.negligible, n_steps, sums, dy, unexplained, wrong)
+        _reduce(of_i, of_j, chain.y, chain.noise, chain.single, n_steps, sums, dy, least, unexplained, wrong)
         for lane in range(min(_LANES, len(i) - tile)):
             r2[tile + lane] = 1 - unexplained[lane] / n_out
             error[tile + lane] = wrong[lane] / n_out
@@ -341,7 +348,7 @@ def _accumulate(u, t, centred, sums):
 
 
 @_jit
-def _reduce(of_i, of_j, y, noise, negligible, n_steps, sums, dy, unexplained, wrong):
+def _reduce(of_i, of_j, y, noise, single, n_steps, sums, dy, least, unexplained, wrong):
     """The sums over outputs of 1 - r^2, and of its estimated rounding error; in float64 from here on."""
     m = n_steps + 2
     sxx = m * (m + 1) / (12 * (m - 1))
@@ -349,10 +356,11 @@ def _reduce(of_i, of_j, y, noise, negligible, n_steps, sums, dy, unexplained, wr
     unexplained[:] = 0
     wrong[:] = 0
     for k in range(len(y)):
-        y_k, s1, s2, s3, noise_k, negligible_k = y[k], sums[k, 0], sums[k, 1], sums[k, 2], noise[k], negligible[k]
+        y_k, s1, s2, s3, noise_k = y[k], sums[k, 0], sums[k, 1], sums[k, 2], noise[k]
         for lane in range(_LANES):
-            dy[lane] = y_k[of_j[lane]] - y_k[of_i[lane]]
-        unknown = 1.0 if noise_k > 0 else 0.0  # the estimate for what moves less than float32 holds
+            y_i, y_j = y_k[of_i[lane]], y_k[of_j[lane]]
+            dy[lane] = y_j - y_i
+            least[lane] = m * (CONSTANT * max(abs(y_i), abs(y_j))) ** 2
         for lane in range(len(dy)):
             # y(t) = y_i + t dy + u(t), so cov(y, t) m = dy sxx + sum(t' u), and what a line leaves of y it leaves of u.
             u, tu, uu = np.float64(s1[lane]), np.float64(s2[lane]), np.float64(s3[lane])
@@ -361,8 +369,10 @@ def _reduce(of_i, of_j, y, noise, negligible, n_steps, sums, dy, unexplained, wr
             rest = 0.0 if rest < 0 else rest  # a NaN stays
             total = sxy * sxy * one_by_sxx + rest
             one_by_total = 1 / total
-            unexplained[lane] += rest * one_by_total if total > negligible_k else total * 0
             estimate = (noise_k * n_steps + 2 * math.sqrt(noise_k * rest)) * one_by_total
-            if total == 0:
-                estimate = 0.0 if dy[lane] == 0 else unknown  # a dead output does not move at all
+            # What does not move, for its size, is constant, and so affine: but float32 knows that only of what stands still.
+            unmoved = 1.0 if single and (total != 0 or dy[lane] != 0) else total * 0
+            moves = total > least[lane]
+            unexplained[lane] += rest * one_by_total if moves else total * 0
+            estimate = estimate if moves else unmoved
             wrong[lane] += 1.0 if estimate > 1 else estimate

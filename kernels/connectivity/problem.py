@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lmn.kernels.activations import Activation, core_values
@@ -61,6 +63,10 @@ class Chain:
         """The samples' outputs as they are, shape (n_out, n_points), float64."""
         outputs: np.ndarray = self.y / self.scale[:, None]
         return outputs
+
+    def n_products(self, m: int) -> int:
+        """Multiplications of one pair of samples."""
+        return (m - 2) * max(1, sum(layer.weight.size for layer in self.layers if layer.weight is not None))
 
     @cached_property
     def _core_sizes(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -143,12 +149,23 @@ class Problem:
         return len(self.samples)
 
     @property
+    def tolerance_f64(self) -> float:
+        """The error of L that a chain kernel may leave in float64."""
+        if not self.double:
+            return math.inf  # there is nothing better
+        return TOLERANCE if self.samples.dtype == torch.float32 else TOLERANCE_F64
+
+    @property
     def pairs(self) -> Pairs:
         return Pairs(self.n_points, self.n_rows)
 
 
 # A pair whose L is wrong by more than this, by the kernel's own estimate of its float32 rounding, is done again in float64.
 TOLERANCE = 2e-6
+
+# The same for float64 samples. A chain's pair that float64 has no better, as where all units are saturated and only torch's own
+# functions keep the digits of what is left, is done again by the tail itself.
+TOLERANCE_F64 = 1e-10
 
 # An output whose movement along a segment has a root mean square smaller than this, of the output's size there, is constant.
 CONSTANT = 1e-14

@@ -23,6 +23,7 @@ _MOST_CACHE_BYTES = 1 << 23  # however many cores: memory is bounded
 _MOST_PAIRS, _MOST_CHUNKS = 1 << 16, 16  # of which the sums are taken together: progress is told after each
 _SINGLES_A_DOUBLE = 8  # samples at a time in float32, whose convolutions seldom copy, for each of float64
 _SUMS_BYTES = 1 << 22
+_NOISE_POINTS = 256
 _BYTES_AN_OUTPUT = 80  # of a pair, in float64, while its sums become r^2
 
 
@@ -43,14 +44,31 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
             out[i, j] = out[j, i] = r2.to(out.dtype)
             wrong = ~(error <= TOLERANCE)
             if again is not None and bool(wrong.any()):
-                i, j = i[wrong], j[wrong]
-                redone += len(i)
-                for part in range(0, len(i), again.pairs_a_batch):
-                    these = slice(part, part + again.pairs_a_batch)
-                    r2, _ = again.r2(i[these], j[these])
-                    out[i[these], j[these]] = out[j[these], i[these]] = r2.to(out.dtype)
+                redone += int(wrong.sum())
+                _redo(again, i[wrong], j[wrong], out)
             progress(count)
     return redone
+
+
+def redo_where_nan(problem: Problem, out: Tensor, first: int, last: int) -> None:
+    """Do again, by the tail in float64, those pairs of rows first to last - 1 that are NaN: that a kernel has given up."""
+    if not problem.double:
+        return
+    rows = out[first:last]
+    if not bool(torch.isnan(rows.sum())):
+        return
+    i, j = torch.nonzero(torch.isnan(rows), as_tuple=True)
+    i, upper = i + first, j > i + first
+    i, j = i[upper], j[upper]
+    with torch.no_grad(), torch_threads(problem.threads), _freed_memory_kept(out.device):
+        _redo(_Runner(problem, problem.samples.double()), i, j, out)
+
+
+def _redo(runner: _Runner, i: Tensor, j: Tensor, out: Tensor) -> None:
+    for part in range(0, len(i), runner.pairs_a_batch):
+        these = slice(part, part + runner.pairs_a_batch)
+        r2, _ = runner.r2(i[these], j[these])
+        out[i[these], j[these]] = out[j[these], i[these]] = r2.to(out.dtype)
 
 
 @contextmanager
@@ -80,6 +98,24 @@ def _extreme(y: Tensor) -> Tensor | None:
     return None if bool(((size > limit) & (size < 1 / limit)).all()) else 1 / size
 
 
+def _rounding_noise(problem: Problem, y: Tensor) -> Tensor:
+    """The mean square of the float32 outputs' errors, (n_out,), float64: at the samples, and at places between some.
+
+    The samples alone may have none, where they are numbers that float32 holds and sums exactly.
+    """
+    errors = [y.double() - problem.y]
+    if problem.double:
+        generator, n = torch.Generator().manual_seed(0), problem.n_points
+        count = _NOISE_POINTS
+        i, j = (torch.randint(n, (count,), generator=generator).to(y.device) for _ in range(2))
+        t = torch.rand(count, generator=generator).to(problem.samples).reshape(-1, *[1] * (problem.samples.ndim - 1))
+        for part in torch.arange(count, device=y.device).split(problem.batch):
+            between = torch.lerp(problem.samples[i[part]], problem.samples[j[part]], t[part])
+            double = problem.tail(between.double())
+            errors.append(problem.tail(between).double() - double)
+    return torch.cat(errors).square().mean(0)
+
+
 class _Runner:
     def __init__(self, problem: Problem, h: Tensor) -> None:
         self._problem = problem
@@ -96,10 +132,9 @@ class _Runner:
         most = max(1, _SUMS_BYTES // ((2 * steps + _BYTES_AN_OUTPUT) * n_out))
         self._chunk = min(most, self._pairs_of(steps * problem.widest))
         self.pairs_a_batch = self._chunk * min(_MOST_CHUNKS, most // self._chunk)
+        self._noise = torch.zeros(n_out, dtype=torch.float64, device=h.device)
         if h.dtype == torch.float32:
-            self._noise = ((self._y.double() - problem.y) ** 2).mean(0)
-        else:
-            self._noise = torch.zeros(n_out, dtype=torch.float64, device=h.device)
+            self._noise += _rounding_noise(problem, self._y)
         if self._scale is not None:
             self._noise *= self._scale.double() ** 2
 

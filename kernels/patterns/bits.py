@@ -49,7 +49,7 @@ def words_of(program: Program, samples: Tensor, threads: int) -> np.ndarray:
     first_words = dict(zip((step.target for step in program.bends), layout.first_words, strict=False))
     words = np.empty((len(samples), layout.n_words), dtype=np.uint64)
     program.visit(
-        samples.clone() if program.overwrites else samples,
+        samples,
         lambda step, units: pack(step, units, words, first_words[step.target], threads),
     )
     return words
