@@ -16,10 +16,13 @@ import typer
 
 from lmn import __version__, available_backends
 from lmn._core import instruction_sets
+from lmn.domain import MOST_AXES
 from lmn.errors import LmnError
 from lmn.grid import box as lmn_box
 from lmn.paper import TaskName
 from lmn.regions import regions as find_regions
+
+_MOST_POINTS = 1_000_000  # of a grid that nobody gave a size
 
 app = typer.Typer(
     help="Measure how complex the function inside a PyTorch network is.", no_args_is_help=True, add_completion=False,
@@ -58,7 +61,7 @@ def paper(
         from lmn.paper import analysis, figures, tasks, train  # a second's import, not for `lmn --help`
 
         figures.check_installed()
-        folder = _writable(out or Path("paper") / name)
+        folder = _writable(out or Path("paper") / name, "--out")
         run = train.train(tasks.task(name), seed=seed, steps=steps, every=every)
         with (folder / "history.csv").open("w", newline="") as file:
             writer = csv.writer(file)
@@ -79,7 +82,12 @@ def paper(
 def regions(
     model: Annotated[Path, typer.Argument(help="An archive that torch.export.save wrote.", metavar="MODEL.pt2")],
     box: Annotated[tuple[float, float], typer.Option(help="The least and the greatest value of each input.")] = (-1.0, 1.0),
-    n: Annotated[int, typer.Option("--n", help="Points an axis, where regions are observed: above three inputs.")] = 16,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n", help="Points an axis, where regions are observed: above three inputs.", show_default="a million in all"
+        ),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="PICTURE", help="Draw the regions into this file (.png, .pdf, .svg).")
     ] = None,
@@ -89,21 +97,26 @@ def regions(
 ) -> None:
     """Count the linear regions of a piecewise-linear network in a box of its inputs: all of them, up to three inputs.
 
-    The model is a program that was exported with a batch that may vary:
+    The model is a program that was exported with a batch that may vary, from an example x of two or more samples:
     torch.export.save(torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)), "model.pt2").
     """
     with _errors_in_one_line():
         from lmn.exported import load_exported
-        from lmn.plots import saved
+        from lmn.plots import check_fill, check_picture, saved
 
+        check_fill(fill)  # before there is anything to lose
         if plot is not None:
-            _writable(plot.absolute().parent)  # before there is anything to lose
+            check_picture(plot)
         network, shape = load_exported(model)
         if len(shape) != 1:
             raise LmnError(
-                f"a box is of vectors, and the model's inputs are of shape {shape}; export it with a Flatten before it."
+                f"a box is of vectors, and the model's inputs are of shape {shape}; export one that takes vectors, such as "
+                f"torch.nn.Sequential(torch.nn.Unflatten(1, {shape}), model)."
             )
+        if plot is not None and shape[0] > MOST_AXES:
+            raise LmnError(f"the model has {shape[0]} inputs, and pictures are of up to {MOST_AXES}; leave out --plot.")
         low, high = box
+        n = max(2, int(_MOST_POINTS ** (1 / shape[0]))) if n is None else n
         found = find_regions(network, lmn_box([low] * shape[0], [high] * shape[0], n), max_regions=max_regions, threads=threads)
         print(found)
         print(f"{found.n_linear_maps} distinct linear maps", end="")
@@ -137,7 +150,7 @@ def _errors_in_one_line() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def _writable(folder: Path) -> Path:
+def _writable(folder: Path, option: str) -> Path:
     """Make a folder, before there is anything to lose."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +158,7 @@ def _writable(folder: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise LmnError(f"can't write to {folder}: {error.strerror}; choose another with --out.") from error
+        raise LmnError(f"can't write to {folder}: {error.strerror}; choose another with {option}.") from error
     return folder
 
 

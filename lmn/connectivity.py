@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from lmn.backends import check_name, choose
 from lmn.chain import ChainPlan, chain_plan
-from lmn.errors import LmnError, whole_number
+from lmn.errors import MOST_THREADS, LmnError, whole_number
 from lmn.grid import as_grid
 from lmn.kernels.connectivity.pairs import Pairs
 from lmn.kernels.connectivity.problem import Problem
@@ -21,6 +21,7 @@ from lmn.network import Network
 from lmn.selection import Select
 from lmn.subject import Subject, spread
 
+_MOST_POINTS = 10_001  # a segment: float32 sums over more lose what they add
 _PANEL_BYTES = 1 << 24  # of what is kept of samples besides the matrix
 _SMALLEST_PANEL, _LARGEST_PANEL = 16, 512  # samples
 
@@ -86,8 +87,8 @@ def compute(
 ) -> Computed:
     """Linear connectivity over the points of the given indices, as a matrix of the given dtype (default: the samples')."""
     check_name("connectivity", backend)
-    m = whole_number(m, "m, the number of points a segment,", 3)
-    threads = torch.get_num_threads() if threads is None else whole_number(threads, "threads", 1)
+    m = check_segments(m)
+    threads = torch.get_num_threads() if threads is None else whole_number(threads, "threads", 1, MOST_THREADS)
     indices = torch.arange(subject.grid.n_points) if indices is None else indices
     n, chosen, out = len(indices), None, None
     example = subject.samples(indices[spread(n)])
@@ -119,6 +120,10 @@ def compute(
     path = "chain" if chosen.takes_chains else subject.network.path
     computed_in = torch.float64 if chosen.name == "reference" else computed_in
     return Computed(out, chosen.name, path, str(computed_in).removeprefix("torch."), redone, notes)
+
+
+def check_segments(m: Any) -> int:
+    return whole_number(m, "m, the number of points a segment,", 3, _MOST_POINTS)
 
 
 def _panel(network: Network, planned: ChainPlan | NotAChain, example: Tensor, n: int) -> int:

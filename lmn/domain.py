@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lmn.errors import LmnError
 from lmn.grid import RegularGrid
 
 Array = np.ndarray[Any, Any]
@@ -48,6 +49,11 @@ class Domain:
         """Its length, area or volume, in the inputs' units."""
         lengths = np.linalg.svd(2 * self.half, compute_uv=False)
         return float(np.prod(lengths))
+
+    @property
+    def metric(self) -> Array:
+        """The inner products of its axes, (n_axes, n_axes), in the inputs' units."""
+        return np.asarray(4 * self.half @ self.half.T)
 
     def to_cube(self, own: Array) -> Array:
         """(n, n_axes) in its own coordinates to the cube's."""
@@ -90,4 +96,10 @@ def domain_of(grid: RegularGrid) -> Domain:
 
 def float64(x: Any) -> Array:
     """Points as an array, from a tensor or from what NumPy takes."""
-    return x.detach().cpu().double().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float64)
+    try:
+        array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+        if np.iscomplexobj(array):
+            raise TypeError("they are complex")
+        return array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise LmnError(f"points are an array of numbers; got {type(x).__name__} ({error}).") from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+MOST_THREADS = 1024
+
 
 class LmnError(ValueError):
     """Input that can't be measured: the message says what was wrong, what was got and what to do.
@@ -20,8 +22,8 @@ class LmnError(ValueError):
         self.short = short or message
 
 
-def whole_number(value: Any, name: str, least: int) -> int:
-    """A parameter that is a whole number (of any integer type, but no bool) and at least so much; or an LmnError."""
+def whole_number(value: Any, name: str, least: int, most: int = 2**31 - 1) -> int:
+    """A parameter that is a whole number (of any integer type, but no bool) within bounds; or an LmnError."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -30,6 +32,8 @@ def whole_number(value: Any, name: str, least: int) -> int:
         raise LmnError(f"{name} is a whole number, at least {least}; got {value!r}.") from None
     if number < least:
         raise LmnError(f"{name} must be at least {least}; got {number}.")
+    if number > most:
+        raise LmnError(f"{name} must be at most {most}; got {number}.")
     return number
 
 

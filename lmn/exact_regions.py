@@ -13,7 +13,7 @@ from lmn.domain import Domain, float64
 from lmn.errors import LmnError, whole_number
 from lmn.kernels.regions import tree
 from lmn.kernels.regions.problem import Subdivision
-from lmn.partition import Array, LinearMaps, Regions, same_maps
+from lmn.partition import Array, LinearMaps, Regions, counted, same_maps
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,10 @@ class ExactRegions(Regions):
 
     def inputs(self, points: Any) -> Array:
         """The model's inputs at points in the grid's own coordinates: (n, n_axes) to (n, ...)."""
-        return self.domain.inputs(float64(points).reshape(-1, self.domain.n_axes))
+        own = float64(points)
+        if own.shape[-1:] != (self.domain.n_axes,):
+            raise LmnError(f"points are (n, {self.domain.n_axes}), in the grid's own coordinates; got shape {own.shape}.")
+        return self.domain.inputs(own.reshape(-1, self.domain.n_axes))
 
     def labels(self, shape: int | Sequence[int], ends: bool = False) -> np.ndarray[Any, Any]:
         """An image of the regions, without a forward pass: an array of the given shape, int32.
@@ -132,6 +135,7 @@ class ExactRegions(Regions):
             False: the centres of as many cells. True: evenly spaced points with both ends, as those of a grid.
         """
         n_axes = self.domain.n_axes
+        shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
         sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,) * n_axes
         if len(sizes) != n_axes:
             raise LmnError(f"labels of a {self.domain.kind} take {n_axes} sizes, one an axis; got {shape!r}.")
@@ -139,7 +143,16 @@ class ExactRegions(Regions):
         return self._labels(sizes, *zip(*(_spaced(n, ends) for n in sizes), strict=True))
 
     def slice_labels(self, axis: int, at: float, n: int) -> np.ndarray[Any, Any]:
-        """The labels of n x n cells of a box's slice where the given axis is ``at``."""
+        """The labels of n x n cells of a three-dimensional box's slice where the given axis is ``at``: (n, n), int32."""
+        domain, n = self.domain, whole_number(n, "n", 1)
+        if domain.n_axes != 3:
+            raise LmnError(f"slices are of three dimensions; this is a {domain.kind} of {domain.n_axes}.")
+        if whole_number(axis, "axis", 0) >= domain.n_axes:
+            raise LmnError(f"axis is 0, 1 or 2; got {axis!r}.")
+        if not isinstance(at, int | float) or not domain.low[axis] <= at <= domain.high[axis]:
+            raise LmnError(
+                f"at is a number within the box, from {domain.low[axis]} to {domain.high[axis]} on axis {axis}; got {at!r}."
+            )
         fixed = float(self.domain.to_cube(np.where(np.arange(3) == axis, at, self.domain.low))[axis])
         first, step = zip(*((fixed, 0.0) if a == axis else _spaced(n, False) for a in range(3)), strict=True)
         return self._labels([1 if a == axis else n for a in range(3)], first, step).squeeze(axis)
@@ -157,17 +170,26 @@ class ExactRegions(Regions):
             raise LmnError(f"locate takes inputs of shape (n, {', '.join(map(str, self.domain.shape))}); got {x.shape}.")
         own, away = self.domain.own_from_inputs(x)
         u = self.domain.to_cube(own)
-        region = tree.locate(self.found.cuts, self.found.children, u, self.threads)
         slack = 1e-6 if len(self.domain.centre) > self.domain.n_axes else 1e-12
-        outside = (np.abs(u) > 1 + slack).any(axis=1) | (away > 1e-6 * np.abs(self.domain.half).sum(0).max())
-        region[outside] = -1
+        inside = (np.abs(u) <= 1 + slack).all(axis=1) & (away <= 1e-6 * np.abs(self.domain.half).sum(0).max())  # and no NaN
+        region = tree.locate(self.found.cuts, self.found.children, np.where(inside[:, None], u, 0.0), self.threads)
+        region[~inside] = -1
         return region
 
-    def plot(self, fill: str = "norm", **options: Any) -> Any:
-        """Draw the partition; see :func:`lmn.plots.draw`."""
+    def plot(
+        self,
+        fill: str = "norm",
+        *,
+        output: int | None = None,
+        boundary: bool = True,
+        axis: int = 2,
+        at: float | None = None,
+        ax: Any = None,
+    ) -> Any:
+        """Draw the partition, and return the matplotlib Axes; see :func:`lmn.plots.draw` for the options."""
         from lmn.plots import draw  # matplotlib is an extra
 
-        return draw(self, fill, **options)
+        return draw(self, fill, output=output, boundary=boundary, axis=axis, at=at, ax=ax)
 
     def to_dict(self) -> dict[str, float]:
         layers = {f"exact_regions_after_layer_{index}": float(n) for index, n in enumerate(self.count_after_each_layer)}
@@ -175,7 +197,8 @@ class ExactRegions(Regions):
 
     def __str__(self) -> str:
         after = ", ".join(map(str, self.count_after_each_layer))
-        return f"{self.count} activation regions, exact\n{self.domain.kind}, after each layer {after}; {self.elapsed:.2f} s"
+        layers = f", after each layer {after}" if after else ""
+        return f"{counted(self.count)}, exact\n{self.domain.kind}{layers}; {self.elapsed:.2f} s"
 
     def __repr__(self) -> str:
         return f"ExactRegions(count={self.count}, on a {self.domain.kind})"

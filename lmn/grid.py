@@ -15,6 +15,7 @@ from lmn.errors import LmnError
 
 _MOST_POINTS = 1 << 62  # that int64 indices reach
 _CHECKED_VALUES = 1 << 18  # at a time
+_ON_A_LINE = 1e-6  # the angle between a plane's axes that float32 anchors may have by rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,11 @@ class RegularGrid:
     def n_points(self) -> int:
         return math.prod(self.counts)
 
+    @property
+    def points(self) -> Tensor:
+        """All points, shape (n_points, *origin.shape), of torch's default dtype: in their order, and stored."""
+        return self.at(torch.arange(self.n_points))
+
     def __repr__(self) -> str:
         return f"{self.kind} of {' x '.join(map(str, self.counts))} points"
 
@@ -90,7 +96,7 @@ def box(low: float | Sequence[float] | Tensor, high: float | Sequence[float] | T
     low, high : float or sequence of shape (n_in,)
         The corners; a number stands for all axes. Both ends are grid points.
     n : int or sequence of shape (n_in,)
-        Points an axis. At least one of the three gives the dimension by being a sequence.
+        Points an axis; a single one is at the low end. At least one of the three gives the dimension by being a sequence.
 
     Returns
     -------
@@ -107,9 +113,11 @@ def box(low: float | Sequence[float] | Tensor, high: float | Sequence[float] | T
     >>> lmn.box([-1, -1], [1, 1], 64).n_points
     4096
     """
-    lows, highs = _vector(low, "low"), _vector(high, "high")
+    lows, highs, n = _vector(low, "low"), _vector(high, "high"), _plain(n)
+    if lows.ndim > 1 or highs.ndim > 1:
+        raise LmnError(f"low and high are numbers or vectors; got shapes {tuple(lows.shape)} and {tuple(highs.shape)}.")
     lengths = {len(v) for v in (lows, highs) if v.ndim} | ({len(n)} if isinstance(n, Sequence) else set())
-    if not lengths:
+    if not lengths or lengths == {0}:
         raise LmnError(
             "a box of numbers has no dimension: give low, high or n as a sequence with an entry for each input, "
             "e.g. lmn.box([-1, -1], [1, 1], 64)."
@@ -141,8 +149,8 @@ def plane(a: Any, b: Any, c: Any, n: int | Sequence[int]) -> RegularGrid:
     anchors = [_vector(x, name) for x, name in ((a, "a"), (b, "b"), (c, "c"))]
     _require_one_shape(anchors, "three anchors")
     axes = torch.stack([anchors[1] - anchors[0], anchors[2] - anchors[0]])
-    gram = axes.reshape(2, -1) @ axes.reshape(2, -1).T
-    if not float(torch.linalg.det(gram)) > 1e-24 * float(gram[0, 0] * gram[1, 1]):
+    lengths = torch.linalg.svdvals(torch.nn.functional.normalize(axes.reshape(2, -1), dim=1))
+    if not float(lengths[1]) > _ON_A_LINE:
         raise LmnError("the three anchors of a plane lie on one line; use lmn.line, or move one of them.")
     return RegularGrid("plane", anchors[0], axes, _counts(n, 2))
 
@@ -172,9 +180,11 @@ def as_grid(grid: Any) -> Samples | RegularGrid:
     if isinstance(grid, Samples | RegularGrid):
         return grid
     from_numpy = isinstance(grid, np.ndarray)
+    if isinstance(grid, np.ma.MaskedArray):
+        raise LmnError("the samples are a masked array, and its mask would be lost; give samples.compressed().")
     if from_numpy:
         try:
-            grid = torch.from_numpy(np.ascontiguousarray(grid))
+            grid = torch.from_numpy(np.ascontiguousarray(grid, dtype=grid.dtype.newbyteorder("=")))
         except TypeError as error:
             raise LmnError(f"the samples are an array of dtype {grid.dtype}; give numbers.") from error
     if isinstance(grid, Tensor) and grid.layout != torch.strided:
@@ -223,10 +233,18 @@ def _require_one_shape(points: Sequence[Tensor], what: str) -> None:
         raise LmnError(f"the {what} must be inputs of one shape; got shapes {[tuple(p.shape) for p in points]}.")
 
 
-def _counts(n: int | Sequence[int], n_axes: int) -> tuple[int, ...]:
+def _plain(n: Any) -> Any:
+    """Points an axis as Python's numbers, where they are an array or a tensor."""
+    return n.tolist() if isinstance(n, np.ndarray | np.generic | Tensor) else n
+
+
+def _counts(n: Any, n_axes: int) -> tuple[int, ...]:
+    n = _plain(n)
     counts = tuple(n) if isinstance(n, Sequence) else (n,) * n_axes
-    if len(counts) != n_axes or not all(isinstance(c, int | np.integer) and c >= 1 for c in counts):
+    if len(counts) != n_axes or not all(isinstance(c, int | np.integer) and not isinstance(c, bool) and c >= 1 for c in counts):
         raise LmnError(f"n must be a positive whole number of points, or {n_axes} of them (one an axis); got {n!r}.")
     if math.prod(int(c) for c in counts) > _MOST_POINTS:
-        raise LmnError(f"a grid of {' x '.join(map(str, counts))} points has more than 2^62; take fewer an axis.")
+        raise LmnError(
+            f"a grid of {n_axes} axes with {min(counts)} to {max(counts)} points has more than 2^62 in all; measure over samples."
+        )
     return tuple(int(c) for c in counts)

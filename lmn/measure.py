@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmn.connectivity import Computed, compute
-from lmn.errors import LmnError, whole_number
+from lmn.backends import check_name
+from lmn.connectivity import Computed, check_segments, compute
+from lmn.errors import MOST_THREADS, LmnError, whole_number
 from lmn.grid import as_grid
 from lmn.measurement import Measurement
 from lmn.partition import Regions
@@ -96,6 +97,10 @@ def measure(
     known = metrics is None or (isinstance(metrics, Sequence) and len(metrics) > 0 and all(name in METRICS for name in metrics))
     if not known or isinstance(metrics, str):
         raise LmnError(f"metrics is a sequence of names out of {METRICS}; got {metrics!r}.")
+    check_name("connectivity", backend)
+    m = check_segments(m)
+    max_regions = whole_number(max_regions, "max_regions", 1)
+    threads = torch.get_num_threads() if threads is None else whole_number(threads, "threads", 1, MOST_THREADS)
     points = as_grid(grid)
     indices = _sample(points.n_points, max_points, seed)
     notes: list[str] = []

@@ -64,7 +64,7 @@ class Network:
 
     def __init__(self, model: nn.Module, example: Tensor, tap: str | None = None, select: Select | None = None) -> None:
         self.model = unwrapped(model)
-        self.tap = tap or None
+        self.tap = tap
         check_initialised(self.model)
         if select is not None and not callable(select):
             raise LmnError(f"select= is a function of the model's output, e.g. lambda out: out[0]; got {select!r}.")
@@ -129,8 +129,8 @@ class Network:
             return NotAChain("the model is run whole")
         return lower(self._graph, self._example)
 
-    def program(self, dtype: torch.dtype) -> Program:
-        """The tail as affine steps and bends, in the given dtype, with a copy of the weights of now.
+    def program(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Program:
+        """The tail as affine steps and bends, in the given dtype, with a copy of the weights of now, maybe on another device.
 
         Raises
         ------
@@ -140,7 +140,7 @@ class Network:
         if self._graph is None:
             raise LmnError(f"the model could not be traced ({self.why}), so the pieces that it is linear on are not known.")
         try:
-            return program(self._graph, self._example[:1].to(dtype))
+            return program(self._graph, self._example[:1].to(device, dtype))
         except LmnError:
             raise
         except Exception as error:  # whatever the model's operations don't take of what is asked here

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from lmn.activation_patterns import ActivationPatterns
+from lmn.domain import float64
 from lmn.errors import LmnError
+from lmn.grid import RegularGrid
 from lmn.kernels.patterns.bits import words_of
 from lmn.kernels.program import Program
-from lmn.partition import Array, LinearMaps, Regions
+from lmn.partition import Array, LinearMaps, Regions, counted
 from lmn.subject import Subject
 
 # A share of the points that have a region of their own from which a count measures the sample more than the network.
@@ -27,6 +29,9 @@ _REGIONS_AT_A_TIME = 1024  # that are looked at again
 @dataclass(frozen=True, eq=False)
 class ObservedRegions(Regions):
     """The distinct activation patterns at points: a lower bound of the regions there are.
+
+    But for rounding: a unit that is zero on all of a region, as the difference of equal results, is above zero at some points
+    of it and below at others; so is the largest of equal results. Such regions are counted once for each pattern seen.
 
     Attributes
     ----------
@@ -99,10 +104,17 @@ class ObservedRegions(Regions):
         return np.concatenate([part.double().cpu().numpy() for part in self._samples()])
 
     def _samples(self) -> Iterator[Tensor]:
-        """The first points of the regions, some at a time."""
-        for indices in np.array_split(self.first, -(-self.count // _REGIONS_AT_A_TIME)):
+        """The first points of the regions, some at a time: looked up again, and checked to have the patterns that they had."""
+        parts = -(-self.count // _REGIONS_AT_A_TIME)
+        for indices, patterns in zip(np.array_split(self.first, parts), np.array_split(self.patterns, parts), strict=True):
             with self.subject.network.reading():
                 samples = self.subject.samples(torch.from_numpy(indices))
+                same = np.array_equal(words_of(self.program, samples, 1), patterns)
+            if not same:
+                raise LmnError(
+                    "the model before the tap, or the samples, have changed since these regions were observed, and the points "
+                    "are looked up when they are asked for; ask for points, linear_maps and locate before the model is trained on."
+                )
             yield samples
 
     @cached_property
@@ -119,26 +131,35 @@ class ObservedRegions(Regions):
     def locate(self, inputs: Any) -> np.ndarray[Any, Any]:
         """The regions of points, shape (n, ...), as (n,) int64; -1 for one whose pattern was not seen."""
         example = next(self._samples())
-        x = torch.as_tensor(inputs).to(example)
+        x = torch.from_numpy(float64(inputs)).to(example)
         if x.shape[1:] != example.shape[1:]:
             shape = ", ".join(map(str, example.shape[1:]))
             raise LmnError(f"locate takes points of shape (n, {shape}); got {tuple(x.shape)}.")
         known = {row.tobytes(): region for region, row in enumerate(self.patterns)}
         with torch.no_grad():
-            words = np.concatenate([words_of(self.program, part, 1) for part in x.split(_REGIONS_AT_A_TIME)])
-        return np.array([known.get(row.tobytes(), -1) for row in words], dtype=np.int64)
+            parts = [words_of(self.program, part, 1) for part in x.split(_REGIONS_AT_A_TIME) if len(part)]
+        words = np.concatenate([self.patterns[:0], *parts])
+        found = np.array([known.get(row.tobytes(), -1) for row in words], dtype=np.int64)
+        found[~torch.isfinite(x).flatten(1).all(1).cpu().numpy()] = -1
+        return found
 
     def to_dict(self) -> dict[str, float]:
         layers = {f"observed_regions_after_layer_{index}": float(n) for index, n in enumerate(self.count_after_each_layer)}
-        unseen = {"observed_regions_coverage": self.coverage, "observed_regions_lower_bound": self.lower_bound}
+        unseen = {
+            "observed_regions_coverage": self.coverage,
+            "observed_regions_lower_bound": self.lower_bound,
+            "observed_regions_limited_by_points": float(self.limited_by_points),
+        }
         return {"observed_regions": float(self.count), **layers, **unseen}
 
     def __str__(self) -> str:
         after = ", ".join(map(str, self.count_after_each_layer))
+        # A regular grid's points are no independent draws, of which alone these are estimates.
+        drawn = not isinstance(self.subject.grid, RegularGrid)
+        unseen = f"coverage {self.coverage:.1%}, at least {self.lower_bound:.0f} by Chao1; " if drawn else ""
         lines = [
-            f"{self.count} activation regions observed at {self.n_points} points",
-            f"coverage {self.coverage:.1%}, at least {self.lower_bound:.0f} by Chao1; after each layer {after}; "
-            f"{self.elapsed:.2f} s",
+            f"{counted(self.count)} observed at {self.n_points} points",
+            f"{unseen}after each layer {after}; {self.elapsed:.2f} s",
         ]
         if self.limited_by_points:
             lines.append("nearly every point has a region of its own: the count measures how many points there are")

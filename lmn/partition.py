@@ -144,6 +144,10 @@ class Regions(ABC):
         """The counts as flat floats, for loggers and data frames; ``exact`` or ``observed`` is part of the names."""
 
 
+def counted(n: int) -> str:
+    return f"{n} activation region{'' if n == 1 else 's'}"
+
+
 def same_maps(maps: Array, i: Any, j: Any) -> np.ndarray[Any, Any]:
     """Whether rows i and j of the maps are one."""
     size = np.abs(maps).max(axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmn.domain import Array
-from lmn.errors import LmnError
+from lmn.errors import LmnError, whole_number
 
 if TYPE_CHECKING:
     from lmn.exact_regions import ExactRegions
@@ -23,6 +24,9 @@ FILLS = {
 }
 _SLICE = 1024  # cells an axis in a picture of a slice
 _ENOUGH_POLYGONS_FOR_EDGES = 20_000  # above, edges would cover what they enclose
+_MOST_ELONGATED = 4.0  # that a picture is drawn to scale
+_MOST_NAMES = 20  # beside a picture
+_SLICED = 3  # dimensions
 
 
 def draw(
@@ -62,36 +66,63 @@ def draw(
     LmnError
         matplotlib is not installed, an unknown fill, output or axis.
     """
+    plt = _matplotlib()
+    check_fill(fill)
+    n_out = regions.linear_maps.A.shape[1]
+    if output is not None and whole_number(output, "output, counted from 0,", 0) >= n_out:
+        raise LmnError(f"output is one of the model's {n_out}, counted from 0; got {output!r}.")
+    if ax is None:
+        ax = plt.figure(figsize=(6.4, 5.6), layout="constrained").gca()
+    if not hasattr(ax, "add_collection"):
+        raise LmnError(f"ax is one matplotlib Axes; got {type(ax).__name__}.")
+    values = _values(regions, fill, output)
+    if regions.domain.n_axes == 1:
+        shown = _draw_line(ax, regions, values, output, boundary)
+    elif regions.domain.n_axes == 2:
+        shown = _draw_polygons(ax, regions, values, output, boundary)
+    else:
+        shown = _draw_slice(ax, regions, values, output, boundary, axis, at)
+    classes = fill == "output" and output is None and n_out > 1
+    label = "largest output" if classes else FILLS[fill]
+    if classes or fill == "layer":
+        numbers = np.arange(values.min(), values.max() + 1)
+        shown.set_cmap(plt.get_cmap("viridis", len(numbers)))
+        shown.set_clim(numbers[0] - 0.5, numbers[-1] + 0.5)
+        few = len(numbers) <= _MOST_NAMES
+        bar = ax.figure.colorbar(shown, ax=ax, label=label, ticks=numbers if few else None)
+        if fill == "layer" and few:
+            bar.set_ticklabels(["none" if number < 0 else regions.layers[int(number)] for number in numbers])
+    else:  # a few extremes would take the contrast from all others
+        shown.set_clim(*np.quantile(values, (0.005, 0.995)))
+        ax.figure.colorbar(shown, ax=ax, label=label, extend="both")
+    if regions.domain.n_axes < _SLICED:
+        ax.set_title(f"{regions.count:,} activation regions")
+    return ax
+
+
+def check_fill(fill: str) -> None:
+    if not isinstance(fill, str) or fill not in FILLS:
+        raise LmnError(f"fill is one of {list(FILLS)}; got {fill!r}.")
+
+
+def check_picture(path: Path) -> None:
+    """Raise for a file that a picture can't be written into, before there is one."""
+    plt = _matplotlib()
+    figure = plt.figure()
+    kinds = figure.canvas.get_supported_filetypes()
+    plt.close(figure)
+    if path.suffix.lower().removeprefix(".") not in kinds:
+        raise LmnError(f"{path} has no extension that says what kind of picture it is to be; end it in .png, .pdf or .svg.")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise LmnError(f"can't write {path}: there is no folder {path.absolute().parent} that can be written to.")
+
+
+def _matplotlib() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise LmnError("plots need matplotlib; install it with pip install 'lmn[plot]'.") from error
-    if fill not in FILLS:
-        raise LmnError(f"fill is one of {list(FILLS)}; got {fill!r}.")
-    n_out = regions.linear_maps.A.shape[1]
-    if output is not None and not 0 <= output < n_out:
-        raise LmnError(f"output is one of the model's {n_out}, counted from 0; got {output!r}.")
-    if ax is None:
-        ax = plt.figure(figsize=(6.4, 5.6), layout="constrained").gca()
-    values = _values(regions, fill, output)
-    if regions.domain.n_axes == 1:
-        shown = _draw_line(ax, regions, values, output)
-    elif regions.domain.n_axes == 2:
-        shown = _draw_polygons(ax, regions, values, output, boundary)
-    else:
-        shown = _draw_slice(ax, regions, values, axis, at)
-    classes = fill == "output" and output is None and n_out > 1
-    label = "largest output" if classes else FILLS[fill]
-    if classes or fill == "layer":
-        names = np.arange(values.min(), values.max() + 1)
-        shown.set_cmap(plt.get_cmap("viridis", len(names)))
-        shown.set_clim(names[0] - 0.5, names[-1] + 0.5)
-        ax.figure.colorbar(shown, ax=ax, label=label, ticks=names if len(names) <= 20 else None)
-    else:  # a few extremes would take the contrast from all others
-        shown.set_clim(*np.quantile(values, (0.005, 0.995)))
-        ax.figure.colorbar(shown, ax=ax, label=label, extend="both")
-    ax.set_title(f"{regions.count:,} activation regions")
-    return ax
+    return plt
 
 
 def _values(regions: ExactRegions, fill: str, output: int | None) -> Array:
@@ -99,6 +130,8 @@ def _values(regions: ExactRegions, fill: str, output: int | None) -> Array:
     a, c = regions.linear_maps
     if fill == "norm":
         a = a if output is None else a[:, [output]]
+        if regions.domain.kind != "box":  # a change of the parameters by one is one of the inputs by the axes' lengths
+            a = a @ np.linalg.inv(np.linalg.cholesky(regions.domain.metric)).T
         return np.asarray(np.sqrt((a**2).sum(axis=(1, 2))))
     if fill == "output":
         y = np.einsum("rka,ra->rk", a, regions.points) + c
@@ -130,7 +163,12 @@ def _draw_polygons(ax: Any, regions: ExactRegions, values: Array, output: int | 
     (x_low, y_low), (x_high, y_high) = regions.domain.low, regions.domain.high
     names = _axis_names(regions)
     ax.set(xlim=(x_low, x_high), ylim=(y_low, y_high), xlabel=names[0], ylabel=names[1])
-    ax.set_aspect("equal" if regions.domain.kind == "box" else "auto")
+    width, height = x_high - x_low, y_high - y_low
+    if regions.domain.kind == "plane":
+        lengths = np.sqrt(np.diag(regions.domain.metric))
+        ax.set_aspect(float(np.clip(lengths[1] / lengths[0], 1 / _MOST_ELONGATED, _MOST_ELONGATED)))
+    elif max(width / height, height / width) <= _MOST_ELONGATED:
+        ax.set_aspect("equal")
     return polygons
 
 
@@ -180,7 +218,7 @@ def _where_largest(segment: Array, a: Array, c: Array, first: int, second: int) 
     return [segment[0] + np.array([[low], [high]]) * (segment[1] - segment[0])] if low < high else []
 
 
-def _draw_line(ax: Any, regions: ExactRegions, values: Array, output: int | None) -> Any:
+def _draw_line(ax: Any, regions: ExactRegions, values: Array, output: int | None, boundary: bool) -> Any:
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -195,19 +233,29 @@ def _draw_line(ax: Any, regions: ExactRegions, values: Array, output: int | None
     strips = [Rectangle((left, low - margin), right - left, high - low + 2 * margin) for left, right in ends]
     background = PatchCollection(strips, array=values, alpha=0.35, linewidths=0)
     ax.add_collection(background, autolim=False)
-    ax.plot(t, y, color="black", linewidth=1)
+    several = y.shape[1] > 1
+    for k, values_of_k in enumerate(y.T):
+        ax.plot(t, values_of_k, color=f"C{k % 10}" if several else "black", linewidth=1, label=f"output {k}")
+    if several and y.shape[1] <= _MOST_NAMES:
+        ax.legend(fontsize="small")
+    if len(order) <= _ENOUGH_POLYGONS_FOR_EDGES:
+        ax.vlines(ends[order][1:, 0], low - margin, low, color="black", linewidth=0.4)  # where regions meet
+    if boundary and not several:
+        crossed = np.flatnonzero((y[:-1, 0] > 0) != (y[1:, 0] > 0))
+        at = t[crossed] - y[crossed, 0] * (t[crossed + 1] - t[crossed]) / (y[crossed + 1, 0] - y[crossed, 0])
+        ax.plot(at, np.zeros(len(at)), ".", color="crimson")
     ax.set(xlim=(t[0], t[-1]), ylim=(low - margin, high + margin), xlabel=_axis_names(regions)[0], ylabel="output")
     return background
 
 
-def _draw_slice(ax: Any, regions: ExactRegions, values: Array, axis: int, at: float | None) -> Any:
+def _draw_slice(
+    ax: Any, regions: ExactRegions, values: Array, output: int | None, boundary: bool, axis: int, at: float | None
+) -> Any:
     domain = regions.domain
-    if axis not in (0, 1, 2):
-        raise LmnError(f"axis is 0, 1 or 2; got {axis!r}.")
-    at = float(domain.low[axis] + domain.high[axis]) / 2 if at is None else at
-    if not domain.low[axis] <= at <= domain.high[axis]:
-        raise LmnError(f"the slice at {at} is outside of the box, {domain.low[axis]} to {domain.high[axis]} on axis {axis}.")
-    labels = regions.slice_labels(axis, at, _SLICE)
+    axis = whole_number(axis, "axis", 0)
+    at = float(domain.low[axis] + domain.high[axis]) / 2 if at is None and axis < _SLICED else at
+    labels = regions.slice_labels(axis, at, _SLICE)  # type: ignore[arg-type]
+    assert at is not None
     image = values[labels]
     p, q = (other for other in range(3) if other != axis)
     extent = (domain.low[p], domain.high[p], domain.low[q], domain.high[q])
@@ -218,10 +266,33 @@ def _draw_slice(ax: Any, regions: ExactRegions, values: Array, axis: int, at: fl
     ink = np.zeros((*labels.T.shape, 4))
     ink[..., 3] = 0.35 * edges.T
     ax.imshow(ink, origin="lower", extent=extent, interpolation="nearest")
+    if boundary:
+        _draw_boundary_of_slice(ax, regions, labels, output, axis, at)
     names = _axis_names(regions)
     ax.set(xlabel=names[p], ylabel=names[q])
+    ax.set_title(f"{len(np.unique(labels)):,} of {regions.count:,} activation regions")
     ax.text(0.02, 0.02, f"{names[axis]} = {at:.4g}", transform=ax.transAxes, backgroundcolor="#ffffffaa")
     return shown
+
+
+def _draw_boundary_of_slice(ax: Any, regions: ExactRegions, labels: Array, output: int | None, axis: int, at: float) -> None:
+    domain, (p, q) = regions.domain, [other for other in range(3) if other != axis]
+    n = labels.shape[0]
+    u, v = (domain.low[i] + (np.arange(n) + 0.5) / n * (domain.high[i] - domain.low[i]) for i in (p, q))
+    x = np.empty((n, n, 3))
+    x[..., axis], x[..., p], x[..., q] = at, u[:, None], v[None, :]
+    a, c = regions.linear_maps
+    y = np.einsum("ijka,ija->ijk", a[labels], x) + c[labels]
+    if output is None and y.shape[2] > 1:
+        first, second = np.partition(y, -2, axis=2)[..., -1], np.partition(y, -2, axis=2)[..., -2]
+        largest = y.argmax(axis=2)
+        for k in np.unique(largest):  # above the best of the others, or below it
+            z = np.where(largest == k, first - second, y[..., k] - first)
+            ax.contour(u, v, z.T, levels=[0.0], colors="crimson", linewidths=1.4)
+        return
+    z = y[..., output or 0]
+    if z.min() < 0 < z.max():
+        ax.contour(u, v, z.T, levels=[0.0], colors="crimson", linewidths=1.4)
 
 
 def saved(ax: Any, path: Path) -> None:

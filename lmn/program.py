@@ -34,7 +34,7 @@ def program(graph_module: fx.GraphModule, sample: Tensor) -> Program:
     LmnError
         An operation that is not piecewise linear, or not known to be.
     """
-    own = copy.deepcopy(graph_module).to(sample.dtype).requires_grad_(False)
+    own = copy.deepcopy(graph_module).to(sample.device, sample.dtype).requires_grad_(False)
     return _Builder(own, sample).build()
 
 

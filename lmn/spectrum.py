@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lmn.errors import LmnError
 
+_ROUNDING = 1e-5
 _IN_PLACE_FROM = 2049  # rows: a smaller matrix's copy is under 34 MB
 
 
@@ -37,15 +38,26 @@ def linear_mapping_number(connectivity: Tensor | np.ndarray[Any, Any]) -> float:
     LmnError
         The matrix is not square, not symmetric, empty or not finite.
     """
-    matrix = connectivity if isinstance(connectivity, Tensor) else torch.as_tensor(np.asarray(connectivity))
+    try:
+        matrix = connectivity if isinstance(connectivity, Tensor) else torch.as_tensor(np.asarray(connectivity))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LmnError(f"a connectivity matrix is an array of numbers; got {type(connectivity).__name__}.") from error
+    if matrix.is_complex() or matrix.layout != torch.strided or matrix.is_meta:
+        raise LmnError(
+            f"a connectivity matrix is real, dense and has values; got {matrix.dtype}, {matrix.layout}, {matrix.device}."
+        )
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
         raise LmnError(f"a connectivity matrix is square; got shape {tuple(matrix.shape)}.")
     matrix = matrix.detach().to("cpu", torch.float64, copy=True)
     if not bool(torch.isfinite(matrix).all()):
         raise LmnError("the connectivity matrix has a NaN or an infinity.")
-    if not bool(matrix.any()):
-        raise LmnError("the connectivity matrix is zero; a connectivity matrix has ones on its diagonal.")
-    if not torch.allclose(matrix, matrix.T, rtol=0, atol=1e-5):
+    if float(matrix.min()) < -_ROUNDING or float(matrix.max()) > 1 + _ROUNDING:
+        raise LmnError(
+            f"the entries of a connectivity matrix are within [0, 1]; got {float(matrix.min()):.4g} to {float(matrix.max()):.4g}."
+        )
+    if not bool(((matrix.diagonal() - 1).abs() <= _ROUNDING).all()):
+        raise LmnError("a connectivity matrix has ones on its diagonal.")
+    if not torch.allclose(matrix, matrix.T, rtol=0, atol=_ROUNDING):
         raise LmnError("a connectivity matrix is symmetric; this one differs from its transpose by more than 1e-5.")
     return float(2 ** nonlinear_complexity(eigenvalues_in_place(matrix.numpy())))
 

@@ -31,8 +31,8 @@ class Subject:
         example = grid.at(spread(grid.n_points, _EXAMPLES), like)
         if tap is None and not example.is_floating_point():
             raise LmnError(
-                f"the samples are of dtype {example.dtype} and have no points between them; name the submodule whose output is "
-                "to be interpolated, e.g. tap='embedding'."
+                f"the samples are of dtype {example.dtype} and have no points between them; if they are tokens, name the submodule "
+                "whose output is to be interpolated, e.g. tap='embedding'; if they are values, pass samples.float()."
             )
         if tap is None and like is not None and example.dtype != like.dtype:
             raise LmnError(
@@ -41,6 +41,8 @@ class Subject:
             )
         if like is not None and example.device != like.device:
             raise LmnError(f"the samples are on {example.device} and the model is on {like.device}; move one of them.")
+        if example.is_meta:
+            raise LmnError("the samples and the model are on the meta device and have no values; give them values first.")
         self._like = like
         self.network = Network(model, example, tap, select)
 

@@ -19,14 +19,15 @@ def test_unconnected_samples() -> None:
 
 
 def test_eigenvalues_count_by_their_size_whatever_their_sign() -> None:
-    # Eigenvalues 1 + a and 1 - a, here 3 and -1: p = 3/4, 1/4.
-    expected = 2 ** -(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25))
-    assert lmn.linear_mapping_number(np.array([[1.0, 2.0], [2.0, 1.0]])) == pytest.approx(expected)
+    # A path of three, of which the ends are not connected: eigenvalues 1 + sqrt(2), 1 and 1 - sqrt(2), which is negative.
+    p = np.array([np.sqrt(2) + 1, 1, np.sqrt(2) - 1]) / (2 * np.sqrt(2) + 1)
+    expected = 2 ** -(p * np.log2(p)).sum()
+    assert lmn.linear_mapping_number(np.array([[1.0, 1, 0], [1, 1, 1], [0, 1, 1]])) == pytest.approx(expected)
 
 
 def test_the_matrix_is_left_as_it_is() -> None:
     matrix = torch.rand(6, 6, dtype=torch.float64)
-    matrix = matrix + matrix.T
+    matrix = ((matrix + matrix.T) / 2).fill_diagonal_(1)
     before = matrix.clone()
     lmn.linear_mapping_number(matrix)
     assert torch.equal(matrix, before)

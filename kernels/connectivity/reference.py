@@ -34,4 +34,4 @@ def squared_correlation(y: Tensor, lam: Tensor) -> Tensor:
     variance = (y0**2).sum(0)
     r2 = (lam0 @ y0) ** 2 / ((lam0**2).sum() * variance)
     constant = (variance / len(lam)).sqrt() <= CONSTANT * y.abs().amax(0)
-    return torch.where(constant, torch.ones_like(r2), r2)
+    return torch.where(constant, torch.ones_like(r2), r2.clamp(max=1))
