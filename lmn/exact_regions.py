@@ -176,7 +176,7 @@ class ExactRegions(Regions):
         region[~inside] = -1
         return region
 
-    def plot(
+    def plot(  # type: ignore[override]
         self,
         fill: str = "norm",
         *,

@@ -245,6 +245,6 @@ def _counts(n: Any, n_axes: int) -> tuple[int, ...]:
         raise LmnError(f"n must be a positive whole number of points, or {n_axes} of them (one an axis); got {n!r}.")
     if math.prod(int(c) for c in counts) > _MOST_POINTS:
         raise LmnError(
-            f"a grid of {n_axes} axes with {min(counts)} to {max(counts)} points has more than 2^62 in all; measure over samples."
+            f"a grid of {n_axes} axes with {min(counts)} to {max(counts)} points has more than 2^62; measure over samples."
         )
     return tuple(int(c) for c in counts)

@@ -113,7 +113,7 @@ class ObservedRegions(Regions):
             if not same:
                 raise LmnError(
                     "the model before the tap, or the samples, have changed since these regions were observed, and the points "
-                    "are looked up when they are asked for; ask for points, linear_maps and locate before the model is trained on."
+                    "are looked up when they are asked for; ask for points, linear_maps and locate before it is trained on."
                 )
             yield samples
 

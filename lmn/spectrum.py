@@ -52,9 +52,8 @@ def linear_mapping_number(connectivity: Tensor | np.ndarray[Any, Any]) -> float:
     if not bool(torch.isfinite(matrix).all()):
         raise LmnError("the connectivity matrix has a NaN or an infinity.")
     if float(matrix.min()) < -_ROUNDING or float(matrix.max()) > 1 + _ROUNDING:
-        raise LmnError(
-            f"the entries of a connectivity matrix are within [0, 1]; got {float(matrix.min()):.4g} to {float(matrix.max()):.4g}."
-        )
+        got = f"{float(matrix.min()):.4g} to {float(matrix.max()):.4g}"
+        raise LmnError(f"the entries of a connectivity matrix are within [0, 1]; got {got}.")
     if not bool(((matrix.diagonal() - 1).abs() <= _ROUNDING).all()):
         raise LmnError("a connectivity matrix has ones on its diagonal.")
     if not torch.allclose(matrix, matrix.T, rtol=0, atol=_ROUNDING):

@@ -31,8 +31,8 @@ class Subject:
         example = grid.at(spread(grid.n_points, _EXAMPLES), like)
         if tap is None and not example.is_floating_point():
             raise LmnError(
-                f"the samples are of dtype {example.dtype} and have no points between them; if they are tokens, name the submodule "
-                "whose output is to be interpolated, e.g. tap='embedding'; if they are values, pass samples.float()."
+                f"the samples are of dtype {example.dtype} and have no points between them; if they are tokens, name the "
+                "submodule whose output is to be interpolated, e.g. tap='embedding'; if they are values, pass samples.float()."
             )
         if tap is None and like is not None and example.dtype != like.dtype:
             raise LmnError(
