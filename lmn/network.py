@@ -70,8 +70,8 @@ class Network:
             raise LmnError(f"select= is a function of the model's output, e.g. lambda out: out[0]; got {select!r}.")
         self._tap_module = submodule(model, self.tap)
         self._root = Root(self.model, select)
-        self._casts: dict[torch.dtype, dict[str, Tensor]] = {}
-        self._graph: fx.GraphModule | None = None
+        self._casts: dict[tuple[nn.Module, torch.dtype], dict[str, Tensor]] = {}
+        self._graph: _Graph | None = None
         self._habits = UNKNOWN
         with self.reading() as learn:
             check_takes_one_input(self.model)
@@ -86,12 +86,12 @@ class Network:
             self.sample_shape = samples.shape[1:]
             self._example = samples[:2].clone()
             self._dummy = inputs[:1]
-            some = _rows(example, min(len(example), max(len(inputs), min(_MOST_CHECKED, self._batch_of_model))))
+            some = example[: max(len(inputs), min(_MOST_CHECKED, self._batch_of_model))]
             if self.tap is not None:
                 check_no_way_around(self.tap, self._substituted, some, self._run_to_tap(some))
             self.path, self.why = self._trace(samples, _and_between(self._run_to_tap(some)))
             self._check_runs(samples)
-            grown = growth(self._tail, samples)
+            grown = growth(self.tail, samples)
             self.widest = max(self.sample_shape.numel(), grown.widest)
             self.batch = min(batch_size(grown), batch_size(Growth(self.widest, 0, False)))
             self.single_inside = self._computes_in_single(samples)
@@ -115,7 +115,11 @@ class Network:
         Computed as the model computes it where h has the dtype that the model's samples have, and otherwise in h's dtype: the
         parameters are cast to it. h may be overwritten.
         """
-        return self._tail(h)
+        if self._graph is None:
+            return self.untraced(h)
+        with autocast_restored():
+            out = self._in_dtype(self._graph, h)
+        return out.reshape(len(h), -1).to(h.dtype)  # a model may cast its output
 
     def untraced(self, h: Tensor) -> Tensor:
         """The same by the model itself, whatever was read off it."""
@@ -127,7 +131,7 @@ class Network:
         """The tail as an alternation of affine maps and activations with the weights of now, or why it is none."""
         if self._graph is None:
             return NotAChain("the model is run whole")
-        return lower(self._graph, self._example)
+        return lower(self._graph.module, self._example)
 
     def program(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Program:
         """The tail as affine steps and bends, in the given dtype, with a copy of the weights of now, maybe on another device.
@@ -140,7 +144,7 @@ class Network:
         if self._graph is None:
             raise LmnError(f"the model could not be traced ({self.why}), so the pieces that it is linear on are not known.")
         try:
-            return program(self._graph, self._example[:1].to(device, dtype))
+            return program(self._graph.module, self._example[:1].to(device, dtype))
         except LmnError:
             raise
         except Exception as error:  # whatever the model's operations don't take of what is asked here
@@ -149,13 +153,6 @@ class Network:
             ) from error
 
     # -- running ---------------------------------------------------------------------------------------------------------
-
-    def _tail(self, h: Tensor) -> Tensor:
-        if self._graph is None:
-            return self.untraced(h)
-        with autocast_restored():
-            out = self._in_dtype(_Plain(self._graph), h)
-        return out.reshape(len(h), -1).to(h.dtype)  # a model may cast its output
 
     def _substituted(self, inputs: Tensor, h: Tensor) -> Tensor:
         """The whole model on inputs, with h for the tap's output."""
@@ -168,20 +165,20 @@ class Network:
     def _in_dtype(self, module: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """module(x), the parameters as they are for samples of the model's own dtype, otherwise in x's or the given one."""
         dtype = dtype or x.dtype
-        if dtype not in self._casts:
+        if (module, dtype) not in self._casts:
             tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
             floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
             same = dtype == self._natural or all(tensor.dtype == dtype for tensor in floating.values())
-            self._casts[dtype] = {} if same else {name: tensor.to(dtype) for name, tensor in floating.items()}
-        cast = self._casts[dtype]
+            self._casts[module, dtype] = {} if same else {name: tensor.to(dtype) for name, tensor in floating.items()}
+        cast = self._casts[module, dtype]
         out: Tensor = functional_call(module, cast, (x,)) if cast else module(x)
         return out
 
     def _computes_in_single(self, samples: Tensor) -> bool:
         """Whether an intermediate result of the tail is of less than float64 though the samples are float64."""
         try:
-            self._tail(samples.double())  # the parameters are cast here, outside what is looked at
-            return growth(self._tail, samples.double()).single
+            self.tail(samples.double())  # the parameters are cast here, outside what is looked at
+            return growth(self.tail, samples.double()).single
         except RuntimeError:
             return True
 
@@ -189,7 +186,7 @@ class Network:
         """The tail can be run in what it is measured in."""
         working = samples if samples.dtype == torch.float64 or not samples.is_floating_point() else samples.float()
         try:
-            self._tail(working.clone())
+            self.tail(working.clone())
         except RuntimeError as error:
             raise LmnError(
                 f"from {'its inputs' if self.tap is None else f'tap {self.tap!r}'} on, the model can't be run in "
@@ -218,19 +215,16 @@ class Network:
         by_running = partial(traced_by_running, self._run_from_tap, samples)
         for trace in (by_symbols, by_running):
             try:
-                self._graph = trace()
-                self._casts.clear()
+                self._graph = _Graph(trace())
                 # Of two sizes at least: a graph may have taken the batch's for a constant.
-                got = torch.cat(
-                    [self._tail(part.clone()) for part in checked.split([2, *_sizes(len(checked) - 2, self._batch_of_model)])]
-                )
+                parts = [checked[:2], *checked[2:].split(self._batch_of_model)]
+                got = torch.cat([self.tail(part.clone()) for part in parts if len(part)])
                 if torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
                     return "traced", ""
                 reasons.append("the traced graph gives other outputs than the model")
             except Exception as error:  # whatever a tracer can't follow, the model itself can
                 reasons.append(in_short(error))
             self._graph = None
-        self._casts.clear()
         return "whole model", "; ".join(dict.fromkeys(reasons))
 
     def _run_from_tap(self, h: Tensor) -> Tensor:
@@ -246,15 +240,15 @@ def batch_size(grown: Growth) -> int:
     return max(1, min(_LARGEST_BATCH, by_widest, _COLUMN_BYTES // (8 * max(1, grown.columns))))
 
 
-class _Plain(nn.Module):
+class _Graph(nn.Module):
     """A graph without the wrapper that prints its code where it fails, also where that is no failure."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule) -> None:
         super().__init__()
-        self.graph = graph
+        self.module = module
 
     def forward(self, x: Tensor) -> Any:
-        return self.graph.forward(x)
+        return self.module.forward(x)
 
 
 def _rows(example: Tensor, n: int) -> Tensor:
@@ -266,7 +260,7 @@ def _batch_unlike(model: nn.Module, example: Tensor) -> int:
     """A small size for a batch that no other size in the model is equal to: a tracer takes equal sizes for one."""
     tensors = (example[0], *model.parameters(), *model.buffers())
     sizes = {size for tensor in tensors for size in tensor.shape}
-    return next(n for n in (3, 5, 7, 11, 13, 17, 19, 23, 3) if n not in sizes or n == 23)
+    return next((n for n in (3, 5, 7, 11, 13, 17, 19) if n not in sizes), 23)
 
 
 def _and_between(samples: Tensor) -> Tensor:
@@ -274,8 +268,3 @@ def _and_between(samples: Tensor) -> Tensor:
     if not samples.is_floating_point():
         return samples
     return torch.cat([samples, torch.lerp(samples, samples.roll(1, 0), 0.5)])
-
-
-def _sizes(n: int, most: int) -> list[int]:
-    """n in parts."""
-    return [min(most, n - first) for first in range(0, n, most)]

@@ -130,6 +130,18 @@ def test_models_that_are_traced_by_running_them(model: torch.nn.Module) -> None:
     assert found.lmn == pytest.approx(lmn.measure(model, x, backend="reference", progress=False).lmn, rel=1e-3)
 
 
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+def test_a_bfloat16_model_is_measured_in_float32(backend: str) -> None:
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)), torch.randn(20, 3)
+    model, x = model.bfloat16(), x.bfloat16()
+    found = lmn.measure(model, x, backend=backend, progress=False)
+    same = lmn.measure(copy.deepcopy(model).float(), x.float(), progress=False)
+    assert found.dtype == "float32"
+    assert found.lmn == pytest.approx(same.lmn, rel=1e-3)
+    assert found.regions.count == same.regions.count
+
+
 def test_outputs_without_a_dimension_of_their_own() -> None:
     torch.manual_seed(0)
     body = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
