@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lmn import _core
 from lmn.kernels.connectivity.problem import CONSTANT, TOLERANCE, Problem, Progress
-from lmn.kernels.connectivity.torch_eager import redo_where_nan
+from lmn.kernels.connectivity.torch_eager import ByTheTail
 
 # Of a call, between which progress is told and Ctrl-C is heard: a fraction of a second.
 _PAIRS_A_CALL = 1 << 17
@@ -42,7 +42,7 @@ def connectivity_on(problem: Problem, out: Tensor, progress: Progress, isa: str)
         tolerance_f64=problem.tolerance_f64,
         isa=isa,
     )
-    pairs, first, redone = problem.pairs, 0, 0
+    pairs, first, redone, by_the_tail = problem.pairs, 0, 0, ByTheTail(problem, out)
     single = problem.samples.dtype == torch.float32
     most = max(1, min(_PAIRS_A_CALL, problem.threads * _PRODUCTS_A_CALL // problem.chain.n_products(problem.m)))
     while first < len(pairs.rows):
@@ -51,7 +51,19 @@ def connectivity_on(problem: Problem, out: Tensor, progress: Progress, isa: str)
             count += pairs.in_row(last)
             last += 1
         redone += kernel.rows(first, last, pairs.first_column, single, problem.threads, out.numpy())
-        redo_where_nan(problem, out, first, last)
+        if problem.double:
+            given_up = _given_up(out[first:last, pairs.first_column :])
+            if given_up is not None:
+                i, j = given_up[0] + first, given_up[1] + pairs.first_column
+                by_the_tail.redo(i[j > i], j[j > i])
         progress(count)
         first = last
     return redone
+
+
+def _given_up(rows: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The places that are NaN, if any is."""
+    if not bool(torch.isnan(rows.sum())):
+        return None
+    i, j = torch.nonzero(torch.isnan(rows), as_tuple=True)
+    return i, j

@@ -18,7 +18,7 @@ from numba.extending import intrinsic, register_jitable
 from torch import Tensor
 
 from lmn.kernels.connectivity.problem import CONSTANT, TOLERANCE, Chain, Problem, Progress
-from lmn.kernels.connectivity.torch_eager import redo_where_nan
+from lmn.kernels.connectivity.torch_eager import ByTheTail
 from lmn.kernels.cores_numba import FASTMATH, elementwise
 
 _LANES = 64  # pairs in a tile; compiled loops take the number from an array, as LLVM unrolls one it knows instead
@@ -43,7 +43,7 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
     single = problem.samples.dtype == torch.float32
     kernel = _Kernel(chain, problem.m, np.float32 if single else np.float64)
     in_double: _Kernel | None = None
-    pairs, redone = problem.pairs, 0
+    pairs, redone, by_the_tail = problem.pairs, 0, ByTheTail(problem, out)
     tasks = max(
         problem.threads,
         min(_PAIRS_A_BATCH, problem.threads * _PRODUCTS_A_BATCH // chain.n_products(problem.m)) // _PAIRS_A_TASK,
@@ -58,9 +58,10 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
                     in_double = in_double or _Kernel(chain, problem.m, np.float64)
                     r2[again], error[again] = in_double.r2(i[again], j[again], pool)
                     redone += len(again)
-            r2[~(error <= problem.tolerance_f64)] = np.nan
             matrix[i, j] = matrix[j, i] = r2
-            redo_where_nan(problem, out, int(i[0]), int(i[-1]) + 1)
+            given_up = ~(error <= problem.tolerance_f64)
+            if problem.double and given_up.any():
+                by_the_tail.redo(torch.from_numpy(i[given_up]), torch.from_numpy(j[given_up]))
             progress(len(i))
     return redone
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,18 +51,19 @@ def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
     return redone
 
 
-def redo_where_nan(problem: Problem, out: Tensor, first: int, last: int) -> None:
-    """Do again, by the tail in float64, those pairs of rows first to last - 1 that are NaN: that a kernel has given up."""
-    if not problem.double:
-        return
-    rows = out[first:last]
-    if not bool(torch.isnan(rows.sum())):
-        return
-    i, j = torch.nonzero(torch.isnan(rows), as_tuple=True)
-    i, upper = i + first, j > i + first
-    i, j = i[upper], j[upper]
-    with torch.no_grad(), torch_threads(problem.threads), _freed_memory_kept(out.device):
-        _redo(_Runner(problem, problem.samples.double()), i, j, out)
+class ByTheTail:
+    """Does pairs again, by the tail in float64, that a kernel has given up; made ready when the first comes."""
+
+    def __init__(self, problem: Problem, out: Tensor) -> None:
+        self._problem, self._out = problem, out
+
+    def redo(self, i: Tensor, j: Tensor) -> None:
+        with torch.no_grad(), torch_threads(self._problem.threads), _freed_memory_kept(self._out.device):
+            _redo(self._runner, i, j, self._out)
+
+    @cached_property
+    def _runner(self) -> _Runner:
+        return _Runner(self._problem, self._problem.samples.double())
 
 
 def _redo(runner: _Runner, i: Tensor, j: Tensor, out: Tensor) -> None:
@@ -105,8 +107,7 @@ def _rounding_noise(problem: Problem, y: Tensor) -> Tensor:
     """
     errors = [y.double() - problem.y]
     if problem.double:
-        generator, n = torch.Generator().manual_seed(0), problem.n_points
-        count = _NOISE_POINTS
+        generator, n, count = torch.Generator().manual_seed(0), problem.n_points, _NOISE_POINTS
         i, j = (torch.randint(n, (count,), generator=generator).to(y.device) for _ in range(2))
         t = torch.rand(count, generator=generator).to(problem.samples).reshape(-1, *[1] * (problem.samples.ndim - 1))
         for part in torch.arange(count, device=y.device).split(problem.batch):
