@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lmn.backends import choose
-from lmn.errors import MOST_THREADS, LmnError, whole_number
+from lmn.errors import LmnError, thread_count
 from lmn.grid import RegularGrid, as_grid
 from lmn.kernels.patterns import unseen
 from lmn.kernels.patterns.problem import Lattice, Layout, Problem
@@ -144,7 +144,7 @@ def observe(
     subject: Subject, *, backend: str, ids: bool, verify: bool, exhaustive: bool, threads: int | None, progress: bool
 ) -> tuple[Program, ActivationPatterns]:
     """The program whose patterns they are, in the samples' dtype, and the patterns."""
-    threads = torch.get_num_threads() if threads is None else whole_number(threads, "threads", 1, MOST_THREADS)
+    threads = thread_count(threads)
     grid = subject.grid
     example = subject.samples(spread(grid.n_points))
     program = subject.network.program(example.dtype)

@@ -61,7 +61,7 @@ def paper(
         from lmn.paper import analysis, figures, tasks, train  # a second's import, not for `lmn --help`
 
         figures.check_installed()
-        folder = _writable(out or Path("paper") / name, "--out")
+        folder = _writable(out or Path("paper") / name)
         run = train.train(tasks.task(name), seed=seed, steps=steps, every=every)
         with (folder / "history.csv").open("w", newline="") as file:
             writer = csv.writer(file)
@@ -150,7 +150,7 @@ def _errors_in_one_line() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def _writable(folder: Path, option: str) -> Path:
+def _writable(folder: Path) -> Path:
     """Make a folder, before there is anything to lose."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def _writable(folder: Path, option: str) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise LmnError(f"can't write to {folder}: {error.strerror}; choose another with {option}.") from error
+        raise LmnError(f"can't write to {folder}: {error.strerror}; choose another with --out.") from error
     return folder
 
 

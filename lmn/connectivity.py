@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from lmn.backends import check_name, choose
 from lmn.chain import ChainPlan, chain_plan
-from lmn.errors import MOST_THREADS, LmnError, whole_number
+from lmn.errors import LmnError, thread_count, whole_number
 from lmn.grid import as_grid
 from lmn.kernels.connectivity.pairs import Pairs
 from lmn.kernels.connectivity.problem import Problem
@@ -88,7 +88,7 @@ def compute(
     """Linear connectivity over the points of the given indices, as a matrix of the given dtype (default: the samples')."""
     check_name("connectivity", backend)
     m = check_segments(m)
-    threads = torch.get_num_threads() if threads is None else whole_number(threads, "threads", 1, MOST_THREADS)
+    threads = thread_count(threads)
     indices = torch.arange(subject.grid.n_points) if indices is None else indices
     n, chosen, out = len(indices), None, None
     example = subject.samples(indices[spread(n)])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-MOST_THREADS = 1024
+import torch
+
+_MOST_THREADS = 1024
 
 
 class LmnError(ValueError):
@@ -35,6 +37,11 @@ def whole_number(value: Any, name: str, least: int, most: int = 2**31 - 1) -> in
     if number > most:
         raise LmnError(f"{name} must be at most {most}; got {number}.")
     return number
+
+
+def thread_count(threads: int | None) -> int:
+    """How many CPU threads a caller asks for: as many as torch uses, if not told."""
+    return torch.get_num_threads() if threads is None else whole_number(threads, "threads", 1, _MOST_THREADS)
 
 
 def in_short(error: Exception) -> str:

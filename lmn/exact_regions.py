@@ -176,20 +176,14 @@ class ExactRegions(Regions):
         region[~inside] = -1
         return region
 
-    def plot(  # type: ignore[override]
-        self,
-        fill: str = "norm",
-        *,
-        output: int | None = None,
-        boundary: bool = True,
-        axis: int = 2,
-        at: float | None = None,
-        ax: Any = None,
-    ) -> Any:
-        """Draw the partition, and return the matplotlib Axes; see :func:`lmn.plots.draw` for the options."""
+    def plot(self, fill: str = "norm", **options: Any) -> Any:
+        """Draw the partition, and return the matplotlib Axes; see :func:`lmn.plots.draw`.
+
+        Options: ``output`` (which of several), ``boundary`` (whether to draw it), ``axis`` and ``at`` (of a slice), and ``ax``.
+        """
         from lmn.plots import draw  # matplotlib is an extra
 
-        return draw(self, fill, output=output, boundary=boundary, axis=axis, at=at, ax=ax)
+        return draw(self, fill, **options)
 
     def to_dict(self) -> dict[str, float]:
         layers = {f"exact_regions_after_layer_{index}": float(n) for index, n in enumerate(self.count_after_each_layer)}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lmn.backends import check_name
 from lmn.connectivity import Computed, check_segments, compute
-from lmn.errors import MOST_THREADS, LmnError, whole_number
+from lmn.errors import LmnError, thread_count, whole_number
 from lmn.grid import as_grid
 from lmn.measurement import Measurement
 from lmn.partition import Regions
@@ -100,7 +100,7 @@ def measure(
     check_name("connectivity", backend)
     m = check_segments(m)
     max_regions = whole_number(max_regions, "max_regions", 1)
-    threads = torch.get_num_threads() if threads is None else whole_number(threads, "threads", 1, MOST_THREADS)
+    threads = thread_count(threads)
     points = as_grid(grid)
     indices = _sample(points.n_points, max_points, seed)
     notes: list[str] = []

@@ -73,19 +73,8 @@ AFFINE = {
     *("constant_pad_nd", "interpolate", "upsample_nearest2d", "upsample_bilinear2d", "pixel_shuffle", "pixel_unshuffle"),
     *("channel_shuffle", "unfold", "fold", "im2col", "col2im", "zeros_like", "ones_like", "full_like", "new_zeros"),
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"),
-    *(
-        "where",
-        "masked_fill",
-        "diagonal",
-        "repeat_interleave",
-        "lerp",
-        "addcmul",
-        "new_ones",
-        "new_full",
-        "zeros",
-        "ones",
-        "full",
-    ),
+    *("where", "masked_fill", "diagonal", "repeat_interleave", "lerp", "addcmul", "new_ones", "new_full"),
+    *("zeros", "ones", "full"),
 }
 AFFINE_MODULES = (
     *(nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.Fold, nn.Unfold, nn.PixelShuffle, nn.PixelUnshuffle),

@@ -284,7 +284,7 @@ def _draw_boundary_of_slice(ax: Any, regions: ExactRegions, labels: Array, outpu
     a, c = regions.linear_maps
     y = np.einsum("ijka,ija->ijk", a[labels], x) + c[labels]
     if output is None and y.shape[2] > 1:
-        first, second = np.partition(y, -2, axis=2)[..., -1], np.partition(y, -2, axis=2)[..., -2]
+        second, first = np.moveaxis(np.partition(y, -2, axis=2)[..., -2:], 2, 0)
         largest = y.argmax(axis=2)
         for k in np.unique(largest):  # above the best of the others, or below it
             z = np.where(largest == k, first - second, y[..., k] - first)

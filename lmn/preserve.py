@@ -219,7 +219,7 @@ _OF_TORCH = ("_parameters", "_buffers", "_modules")  # whose values are kept by 
 _DEEPEST = 8
 
 
-def _contents(value: Any, deep: bool, depth: int = 0) -> Callable[[], None] | None:
+def _contents(value: Any, deep: bool, depth: int = 0) -> Callable[[], object] | None:
     """What puts back the contents of something that can be written to, or None."""
     if isinstance(value, dict | list | set | deque):
         return _container(value, deep and depth < _DEEPEST, depth)
@@ -232,13 +232,13 @@ def _contents(value: Any, deep: bool, depth: int = 0) -> Callable[[], None] | No
         and not value.is_meta
     ):
         tensor, copy, version = value, value.detach().clone(), value._version if not value.is_inference() else -1
-        return lambda: None if version == tensor._version else _write(tensor, copy)
+        return lambda: None if version == tensor._version else tensor.copy_(copy)
     if isinstance(value, np.ndarray):
         array, saved = value, value.copy()
         return lambda: np.copyto(array, saved)
     if isinstance(value, torch.Generator):
         generator, state = value, value.get_state()
-        return lambda: _ignore(generator.set_state(state))
+        return lambda: generator.set_state(state)
     if isinstance(value, np.random.Generator):
         bits, numbers = value.bit_generator, value.bit_generator.state
         return lambda: setattr(bits, "state", numbers)
@@ -264,15 +264,6 @@ def _container(value: Any, deep: bool, depth: int) -> Callable[[], None]:
             each()
 
     return restore
-
-
-def _write(tensor: Tensor, value: Tensor) -> None:
-    with torch.no_grad():
-        tensor.copy_(value)
-
-
-def _ignore(_: Any) -> None:
-    return None
 
 
 def _identical(a: Any, b: Any) -> bool:

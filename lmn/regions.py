@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lmn.activation_patterns import observe
 from lmn.backends import check_name, choose
 from lmn.domain import MOST_AXES, Domain, domain_of
-from lmn.errors import MOST_THREADS, LmnError, whole_number
+from lmn.errors import LmnError, thread_count, whole_number
 from lmn.exact_regions import ExactRegions
 from lmn.grid import RegularGrid, as_grid
 from lmn.kernels.patterns.problem import Layout
@@ -110,7 +110,7 @@ def find(
     """The regions of an open subject."""
     started = time.perf_counter()
     max_regions = whole_number(max_regions, "max_regions", 1)
-    threads = torch.get_num_threads() if threads is None else whole_number(threads, "threads", 1, MOST_THREADS)
+    threads = thread_count(threads)
     if is_geometric(subject):
         check_name("regions", backend)
         return _exact(subject, backend, max_regions, threads, started)

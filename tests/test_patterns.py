@@ -152,6 +152,15 @@ def test_zeros_on_grid_points_are_counted_alike() -> None:
 # ---- observed regions ------------------------------------------------------------------------------------------------------
 
 
+def n_distinct(maps: np.ndarray) -> int:
+    """Each compared with all that were new."""
+    new: list[np.ndarray] = []
+    for row in maps:
+        if not any(np.abs(row - other).max() <= 1e-9 * max(np.abs(row).max(), np.abs(other).max()) for other in new):
+            new.append(row)
+    return len(new)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_each_map_is_the_network_at_its_point(name: str) -> None:
     model, shape = built(name)
@@ -169,6 +178,7 @@ def test_each_map_is_the_network_at_its_point(name: str) -> None:
         np.testing.assert_allclose(a[region], expected.reshape(a.shape[1:]), atol=1e-9)
     np.testing.assert_array_equal(found.locate(x), lmn.activation_patterns(model, x, progress=False).ids)
     assert 1 <= found.n_linear_maps <= found.count
+    assert found.n_linear_maps == n_distinct(np.concatenate([a, c[:, :, None]], axis=2).reshape(found.count, -1))
 
 
 def test_maps_of_a_float32_model_are_its_own_in_float64() -> None:
