@@ -11,7 +11,6 @@
 
 #include "bend.hpp"
 #include "cells.hpp"
-#include "chain_host.hpp"
 #include "components.hpp"
 #include "connectivity_host.hpp"
 #include "cpu.hpp"
@@ -117,136 +116,6 @@ double multiply_add_rate(const std::string& isa) {
         best = std::max(best, double(flop) / seconds.count());
     }
     return best;
-}
-
-// ---- chains on points ----------------------------------------------------------------------------------------------
-
-// A layer as Python gives it: core, p0, p1, scale, slope, breakpoints, slopes and offsets of the pieces (None where it is smooth);
-// weights, bias.
-using PointLayer =
-    std::tuple<int, double, double, Array, Array, Array, std::optional<Array>, std::optional<Array>, Array, Array>;
-
-template <class T>
-using Points = py::array_t<T, py::array::c_style>;
-using Words = py::array_t<uint64_t, py::array::c_style>;
-
-template <class T>
-std::unique_ptr<lmn::PointChains<T>> make_chain(const Array& first_weights, const Array& first_bias,
-                                                const std::vector<PointLayer>& layers, const Array& start, const Array& end,
-                                                bool reverse, const std::string& isa) {
-    require(!layers.empty(), "a chain has a layer");
-    require(first_weights.ndim() == 2 && first_bias.size() == first_weights.shape(0), "the first affine map is (units, n_in)");
-    std::vector<lmn::ChainLayerData> data;
-    auto units = first_weights.shape(0);
-    for (const auto& [core, p0, p1, scale, slope, breakpoints, slopes, offsets, weights, bias] : layers) {
-        const auto n = breakpoints.size();
-        require(core >= 0 && core < lmn::kCoreCount, "core is an index into CORES");
-        require(scale.size() == units && slope.size() == units, "scale and slope are (units)");
-        require(slopes.has_value() == offsets.has_value(), "pieces have slopes and offsets");
-        if (slopes) require(slopes->size() == (n + 1) * units && offsets->size() == slopes->size(), "pieces are (n + 1, units)");
-        require(weights.ndim() == 2 && weights.shape(1) == units && bias.size() == weights.shape(0), "weights are (outputs, units)");
-        data.push_back({units, weights.shape(0), core, p0, p1, scale.data(), slope.data(), n, breakpoints.data(),
-                        slopes ? slopes->data() : nullptr, offsets ? offsets->data() : nullptr, weights.data(), bias.data()});
-        units = weights.shape(0);
-    }
-    const auto begin = (reverse ? data.back() : data.front()).units, last = (reverse ? data.front() : data.back()).units;
-    require(start.ndim() == 2 && start.shape(0) > 0 && start.shape(1) == begin, "start is (columns, units)");
-    require(end.ndim() == 2 && end.shape(0) > 0 && end.shape(1) == last, "end is (rows, units)");
-    const lmn::SweepData sweep{reverse, start.shape(0), end.shape(0), start.data(), end.data()};
-    return std::make_unique<lmn::PointChains<T>>(first_weights.shape(1), first_weights.data(), first_bias.data(), data, sweep, isa);
-}
-
-template <class T, class Out>
-T* to_fill(std::optional<Out>& out, int64_t values) {
-    if (!out) return nullptr;
-    require(out->size() == values && out->writeable(), "an array to fill has the results' size");
-    return out->mutable_data();
-}
-
-template <class T>
-void require_points(const lmn::PointChains<T>& self, const Points<T>& x, int threads) {
-    require(x.ndim() == 2 && x.shape(1) == self.chain().n_in && threads >= 1, "x is (n_points, n_in)");
-}
-
-template <class T>
-void chain_forward(lmn::PointChains<T>& self, const Points<T>& x, std::optional<Points<T>> y, std::optional<Words> words, int threads) {
-    require_points(self, x, threads);
-    const int64_t n = x.shape(0);
-    T* outputs = to_fill<T>(y, n * self.chain().n_out);
-    uint64_t* patterns = to_fill<uint64_t>(words, n * self.chain().n_words);
-    const T* from = x.data();
-    const py::gil_scoped_release release;
-    self.forward(from, n, outputs, patterns, threads);
-}
-
-template <class T>
-void chain_jacobians(lmn::PointChains<T>& self, const Points<T>& x, std::optional<Points<T>> y, std::optional<Points<T>> jacobian,
-                     std::optional<Points<T>> gram, int threads) {
-    require_points(self, x, threads);
-    const auto& chain = self.chain();
-    const int64_t n = x.shape(0), columns = chain.columns;
-    T* outputs = to_fill<T>(y, n * chain.n_out);
-    T* full = to_fill<T>(jacobian, n * columns * chain.rows);
-    T* products = to_fill<T>(gram, n * columns * columns);
-    const T* from = x.data();
-    const py::gil_scoped_release release;
-    self.jacobians(from, n, outputs, full, products, threads);
-}
-
-template <class T>
-void chain_jacobians_of_patterns(lmn::PointChains<T>& self, const Words& words, std::optional<Points<T>> jacobian,
-                                 std::optional<Points<T>> gram, int threads) {
-    const auto& chain = self.chain();
-    require(words.ndim() == 2 && words.shape(1) == chain.n_words && threads >= 1, "words are (n_patterns, n_words)");
-    for (int l = 0; l < chain.n_layers; ++l) require(chain.layers[l].piece_slope != nullptr, "all layers are piecewise linear");
-    const int64_t n = words.shape(0), columns = chain.columns;
-    T* full = to_fill<T>(jacobian, n * columns * chain.rows);
-    T* products = to_fill<T>(gram, n * columns * columns);
-    const uint64_t* from = words.data();
-    const py::gil_scoped_release release;
-    self.jacobians_of_patterns(from, n, full, products, threads);
-}
-
-template <class T>
-py::array_t<int32_t> chain_crossings(lmn::PointChains<T>& self, const Points<T>& x, const Array& offset, int threads) {
-    require_points(self, x, threads);
-    require(offset.ndim() == 2 && offset.shape(1) == self.chain().layers[0].units, "offset is (n_directions, units)");
-    const int64_t n = x.shape(0);
-    py::array_t<int32_t> out({n, int64_t(self.chain().n_layers)});
-    int32_t* to = out.mutable_data();
-    const T* from = x.data();
-    const py::gil_scoped_release release;
-    self.crossings(from, n, offset.data(), offset.shape(0), to, threads);
-    return out;
-}
-
-template <class T>
-py::tuple core_with_slope(int core, T p0, T p1, const py::array_t<T, py::array::c_style | py::array::forcecast>& z,
-                          const std::string& isa) {
-    require(core >= 0 && core < lmn::kCoreCount, "no such core");
-    const int64_t n = z.size(), padded = (n + lmn::kMostLanes - 1) / lmn::kMostLanes * lmn::kMostLanes;
-    auto in = lmn::aligned<T>(padded), value = lmn::aligned<T>(padded), slope = lmn::aligned<T>(padded);
-    for (int64_t i = 0; i < padded; ++i) in[i] = i < n ? z.data()[i] : T(0);
-    lmn::chain_kernel<T>(isa).core(core, p0, p1, in.get(), value.get(), slope.get(), padded);
-    py::array_t<T> values(n), slopes(n);
-    std::copy(value.get(), value.get() + n, values.mutable_data());
-    std::copy(slope.get(), slope.get() + n, slopes.mutable_data());
-    return py::make_tuple(values, slopes);
-}
-
-template <class T>
-void bind_chain(py::module_& module, const char* name) {
-    py::class_<lmn::PointChains<T>>(module, name)
-        .def(py::init(&make_chain<T>), py::arg("first_weights"), py::arg("first_bias"), py::arg("layers"), py::arg("start"),
-             py::arg("end"), py::arg("reverse"), py::arg("isa") = "")
-        .def_property_readonly("n_words", [](const lmn::PointChains<T>& self) { return self.chain().n_words; })
-        .def("forward", &chain_forward<T>, py::arg("x").noconvert(), py::arg("y").noconvert(), py::arg("words").noconvert(),
-             py::arg("threads"))
-        .def("jacobians", &chain_jacobians<T>, py::arg("x").noconvert(), py::arg("y").noconvert(), py::arg("jacobian").noconvert(),
-             py::arg("gram").noconvert(), py::arg("threads"))
-        .def("jacobians_of_patterns", &chain_jacobians_of_patterns<T>, py::arg("words").noconvert(),
-             py::arg("jacobian").noconvert(), py::arg("gram").noconvert(), py::arg("threads"))
-        .def("crossings", &chain_crossings<T>, py::arg("x").noconvert(), py::arg("offset"), py::arg("threads"));
 }
 
 // ---- exact subdivision --------------------------------------------------------------------------------------------
@@ -372,6 +241,7 @@ int64_t count_components(int64_t n_nodes, const py::array_t<int64_t, py::array::
 
 // ---- cells cut by one bend at a time -------------------------------------------------------------------------------
 
+using Words = py::array_t<uint64_t, py::array::c_style>;
 using Longs = py::array_t<int64_t, py::array::c_style>;
 using Doubles = py::array_t<double, py::array::c_style>;  // never converted: they are large
 
@@ -550,12 +420,6 @@ PYBIND11_MODULE(_core, module) {
             const py::gil_scoped_release release;
             set.positions(key, n, threads);
         }, py::arg("keys").noconvert(), py::arg("threads"));
-    bind_chain<float>(module, "PointChainsF32");
-    bind_chain<double>(module, "PointChainsF64");
-    module.def("core_with_slope_f32", &core_with_slope<float>, py::arg("core"), py::arg("p0"), py::arg("p1"), py::arg("z"),
-               py::arg("isa") = "");
-    module.def("core_with_slope_f64", &core_with_slope<double>, py::arg("core"), py::arg("p0"), py::arg("p1"), py::arg("z"),
-               py::arg("isa") = "");
     py::class_<Connectivity>(module, "Connectivity")
         .def(py::init(&make_connectivity), py::arg("layers"), py::arg("y"), py::arg("noise_f32"), py::arg("noise_f64"),
              py::arg("m"), py::arg("constant"), py::arg("tolerance"), py::arg("tolerance_f64"), py::arg("isa") = "")

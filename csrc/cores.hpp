@@ -101,24 +101,14 @@ inline Vec<double> log1p_of_unit(Vec<double> e) {
     return each_lane<double>(e, [](double x) { return ::log1p(x); });
 }
 
-// A core is a function `at`, and `with_slope`: the same, and its derivative (at a breakpoint, that of the piece below it).
-
 template <class T>
 struct Identity {
     static Vec<T> at(Vec<T> z, CoreParameters<T>) { return z; }
-    static Vec<T> with_slope(Vec<T> z, CoreParameters<T>, Vec<T>& slope) {
-        slope = broadcast(T(1));
-        return z;
-    }
 };
 
 template <class T>
 struct Abs {
     static Vec<T> at(Vec<T> z, CoreParameters<T>) { return absolute<T>(z); }
-    static Vec<T> with_slope(Vec<T> z, CoreParameters<T>, Vec<T>& slope) {
-        slope = z > Vec<T>{} ? broadcast(T(1)) : broadcast(T(-1));
-        return absolute<T>(z);
-    }
 };
 
 template <class T>
@@ -126,52 +116,27 @@ struct Clamp {  // to [p0, p1]
     static Vec<T> at(Vec<T> z, CoreParameters<T> p) {
         return minimum(broadcast(p.p1), maximum(broadcast(p.p0), z));
     }
-    static Vec<T> with_slope(Vec<T> z, CoreParameters<T> p, Vec<T>& slope) {
-        slope = (z > p.p0) & ~(z > p.p1) ? broadcast(T(1)) : Vec<T>{};
-        return at(z, p);
-    }
 };
 
 template <class T>
 struct Tanh {  // tanh(p0 z)
     static Vec<T> at(Vec<T> z, CoreParameters<T> p) { return tanh_of(z * p.p0); }
-    static Vec<T> with_slope(Vec<T> z, CoreParameters<T> p, Vec<T>& slope) {
-        const Vec<T> t = tanh_of(z * p.p0);
-        slope = p.p0 * (T(1) - t * t);
-        return t;
-    }
 };
 
 template <class T>
 struct ZTanh {  // z tanh(p0 z)
     static Vec<T> at(Vec<T> z, CoreParameters<T> p) { return z * tanh_of(z * p.p0); }
-    static Vec<T> with_slope(Vec<T> z, CoreParameters<T> p, Vec<T>& slope) {
-        const Vec<T> t = tanh_of(z * p.p0);
-        slope = t + z * p.p0 * (T(1) - t * t);
-        return z * t;
-    }
 };
 
 template <class T>
 struct ZErf {  // z erf(z / sqrt 2)
     static Vec<T> at(Vec<T> z, CoreParameters<T>) { return z * erf_of(z * T(0.70710678118654752440)); }
-    static Vec<T> with_slope(Vec<T> z, CoreParameters<T>, Vec<T>& slope) {
-        const Vec<T> erf = erf_of(z * T(0.70710678118654752440));
-        slope = erf + T(0.79788456080286535588) * z * exp_of_negative<T>(T(-0.5) * z * z);
-        return z * erf;
-    }
 };
 
 template <class T>
 struct ZGeluTanh {  // z tanh(sqrt(2/pi) (z + 0.044715 z^3))
     static Vec<T> at(Vec<T> z, CoreParameters<T>) {
         return z * tanh_of(T(0.79788456080286535588) * z * (T(0.044715) * z * z + T(1)));
-    }
-    static Vec<T> with_slope(Vec<T> z, CoreParameters<T>, Vec<T>& slope) {
-        const Vec<T> cubic = T(0.044715) * z * z;
-        const Vec<T> t = tanh_of(T(0.79788456080286535588) * z * (cubic + T(1)));
-        slope = t + z * (T(1) - t * t) * T(0.79788456080286535588) * (T(3) * cubic + T(1));
-        return z * t;
     }
 };
 
@@ -180,13 +145,6 @@ struct Elu {  // z above zero, p0 (exp(z) - 1) below
     static Vec<T> at(Vec<T> z, CoreParameters<T> p) {
         const Vec<T> zero{};
         return z > zero ? z : p.p0 * expm1_of_negative<T>(minimum(zero, z));
-    }
-    static Vec<T> with_slope(Vec<T> z, CoreParameters<T> p, Vec<T>& slope) {
-        const Vec<T> zero{};
-        const Exponential<T> e = exponential(minimum(zero, z));
-        const Vec<T> below = e.power * e.expm1_r;
-        slope = z > zero ? broadcast(T(1)) : p.p0 * (below + e.power);
-        return z > zero ? z : p.p0 * (below + (e.power - T(1)));
     }
 };
 
@@ -197,24 +155,12 @@ struct Softplus {  // softplus(z) - z/2 = |z|/2 + log1p(exp(-p0 |z|)) / p0; line
         const Vec<T> tail = log1p_of_unit(exp_of_negative<T>(-p.p0 * a)) * (T(1) / p.p0);
         return T(0.5) * a + (z * p.p0 > p.p1 ? Vec<T>{} : tail);
     }
-    static Vec<T> with_slope(Vec<T> z, CoreParameters<T> p, Vec<T>& slope) {
-        const Vec<T> a = absolute<T>(z), e = exp_of_negative<T>(-p.p0 * a), half = broadcast(T(0.5));
-        const Vec<T> tail = log1p_of_unit(e) * (T(1) / p.p0), sigmoid = half * (T(1) - e) / (T(1) + e);
-        const auto linear = z * p.p0 > p.p1;
-        slope = linear ? half : (z < Vec<T>{} ? -sigmoid : sigmoid);
-        return half * a + (linear ? Vec<T>{} : tail);
-    }
 };
 
 template <class T>
 struct Hardswish {  // z clamp(z + 3, 0, 6) / 6
     static Vec<T> at(Vec<T> z, CoreParameters<T>) {
         return z * minimum(broadcast(T(6)), maximum(Vec<T>{}, z + T(3))) * T(1.0 / 6.0);
-    }
-    static Vec<T> with_slope(Vec<T> z, CoreParameters<T> p, Vec<T>& slope) {
-        const Vec<T> between = (T(2) * z + T(3)) * T(1.0 / 6.0);
-        slope = z > T(3) ? broadcast(T(1)) : (z > T(-3) ? between : Vec<T>{});
-        return at(z, p);
     }
 };
 
@@ -226,16 +172,6 @@ struct Mish {  // z tanh(log1p(e^z)) = z (1 + 2e) / (1 + 2e + 2e^2) with e = e^-
         const Vec<T> numerator = positive ? e * T(2) + T(1) : e * (e + T(2));
         const Vec<T> rest = positive ? e * e * T(2) : broadcast(T(2));
         return z * numerator / (numerator + rest);
-    }
-    static Vec<T> with_slope(Vec<T> z, CoreParameters<T>, Vec<T>& slope) {  // t + z (1 - t^2) sigmoid(z), with t = n / (n + rest)
-        const Vec<T> e = exp_of_negative<T>(-absolute<T>(z));
-        const auto positive = z > Vec<T>{};
-        const Vec<T> n = positive ? e * T(2) + T(1) : e * (e + T(2));
-        const Vec<T> rest = positive ? e * e * T(2) : broadcast(T(2));
-        const Vec<T> d = n + rest, t = n / d;
-        const Vec<T> sigmoid = (positive ? broadcast(T(1)) : e) / (T(1) + e);
-        slope = t + z * sigmoid * rest * (d + n) / (d * d);
-        return z * t;
     }
 };
 

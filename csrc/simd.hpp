@@ -38,7 +38,6 @@ struct Simd;
 template <>
 struct Simd<float> {
     using Int = int32_t;
-    using Unsigned = uint32_t;
     static constexpr int kLanes = kVectorBytes / 4;
     typedef float Vec __attribute__((vector_size(kVectorBytes)));
     typedef int32_t IntVec __attribute__((vector_size(kVectorBytes)));
@@ -47,7 +46,6 @@ struct Simd<float> {
 template <>
 struct Simd<double> {
     using Int = int64_t;
-    using Unsigned = uint64_t;
     static constexpr int kLanes = kVectorBytes / 8;
     typedef double Vec __attribute__((vector_size(kVectorBytes)));
     typedef int64_t IntVec __attribute__((vector_size(kVectorBytes)));

@@ -34,7 +34,7 @@ inline void block_product(int outputs, const T* weights, const T* columns, int u
     }
 }
 
-// done(k, sums[Steps]) for every output k of a matrix packed in blocks whose heights differ by at most one (csrc/packed.hpp).
+// done(k, sums[Steps]) for every output k of a matrix packed in blocks whose heights differ by at most one (csrc/connectivity.cpp).
 template <class T, int Steps, class Done>
 inline void product(const T* weights, int outputs, int units, const T* columns, Done done) {
     const int blocks = (outputs + kMaxBlockOutputs - 1) / kMaxBlockOutputs;

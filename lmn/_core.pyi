@@ -152,43 +152,6 @@ class PatternSet:
     def written(self, n_words: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]: ...
     def positions(self, keys: NDArray[np.int64], threads: int) -> None: ...
 
-# core, p0, p1, scale, slope; breakpoints; slopes and offsets of the pieces, (n_breakpoints + 1, n_units), or None; weight, bias
-PointLayer = tuple[Any, ...]
-
-class PointChainsF32:
-    """A chain on points; see csrc/chain_host.hpp. Arrays to be filled may be None."""
-
-    def __init__(
-        self,
-        first_weights: NDArray[np.float64],
-        first_bias: NDArray[np.float64],
-        layers: list[PointLayer],
-        start: NDArray[np.float64],
-        end: NDArray[np.float64],
-        reverse: bool,
-        isa: str = "",
-    ) -> None: ...
-    @property
-    def n_words(self) -> int: ...
-    def forward(self, x: NDArray[Any], y: NDArray[Any] | None, words: NDArray[np.uint64] | None, threads: int) -> None: ...
-    def jacobians(
-        self, x: NDArray[Any], y: NDArray[Any] | None, jacobian: NDArray[Any] | None, gram: NDArray[Any] | None, threads: int
-    ) -> None: ...
-    def jacobians_of_patterns(
-        self, words: NDArray[np.uint64], jacobian: NDArray[Any] | None, gram: NDArray[Any] | None, threads: int
-    ) -> None: ...
-    def crossings(self, x: NDArray[Any], offset: NDArray[np.float64], threads: int) -> NDArray[np.int32]: ...
-
-class PointChainsF64(PointChainsF32): ...
-
-def core_with_slope_f32(
-    core: int, p0: float, p1: float, z: NDArray[np.float32], isa: str = ""
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
-def core_with_slope_f64(
-    core: int, p0: float, p1: float, z: NDArray[np.float64], isa: str = ""
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A core and its derivative at the values z."""
-
 class Connectivity:
     """The kernel's data for one problem; see kernels/connectivity/problem.py for the arrays."""
 
