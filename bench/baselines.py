@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from lmn.kernels.connectivity.pairs import Pairs
 
 Tail = Callable[[Tensor], Tensor]
+OfPairs = Callable[[Tail, Tensor, Tensor, Tensor], Tensor]  # tail, ends a, ends b, λ -> r², shape (n_pairs,)
 
 
 def squared_correlation(y: Tensor, lam: Tensor) -> Tensor:
@@ -33,10 +35,9 @@ def naive(tail: Tail, h: Tensor, m: int = 21) -> Tensor:
     return torch.stack([of_pairs(tail, h[i].expand_as(h), h, lam) for i in range(len(h))]).fill_diagonal_(1)
 
 
-def chunked(tail: Tail, h: Tensor, chunk: int, m: int = 21, compiled: Tail | None = None) -> Tensor:
+def chunked(tail: Tail, h: Tensor, chunk: int, m: int = 21, function: OfPairs = of_pairs) -> Tensor:
     """The pairs i < j, so many at a time."""
     lam = torch.linspace(0, 1, m)
-    function = compiled or of_pairs
     out = torch.eye(len(h))
     pairs = Pairs(len(h))
     for first in range(0, len(pairs), chunk):
@@ -45,13 +46,30 @@ def chunked(tail: Tail, h: Tensor, chunk: int, m: int = 21, compiled: Tail | Non
     return out
 
 
-def best_chunk(run: Callable[[Tensor, int], Tensor], h: Tensor, chunks: Sequence[int]) -> int:
-    """The chunk in which a part of the samples takes the least time; every chunk is warmed up first."""
-    part = h[:160]
+def compiled(smoke: bool) -> OfPairs:
+    """:func:`of_pairs` by torch.compile, static shapes, knowing nothing of what was compiled before."""
+    torch._dynamo.reset()
+    return torch.compile(of_pairs, dynamic=False, backend="eager" if smoke else "inductor")
+
+
+def best_chunk(make: Callable[[], OfPairs], tail: Tail, h: Tensor, chunks: Sequence[int], m: int = 21) -> int:
+    """The chunk in which a pair takes the least time.
+
+    Each is given a function of its own, run once on a whole chunk (what is compiled is compiled then), and timed on whole
+    chunks only, 8192 pairs or more, twice.
+    """
+    lam = torch.linspace(0, 1, m)
     times = {}
     for chunk in chunks:
-        run(part[:96], chunk)
-        started = time.perf_counter()
-        run(part, chunk)
-        times[chunk] = time.perf_counter() - started
+        function = make()
+        i, j = torch.randint(len(h), (2, chunk), generator=torch.Generator().manual_seed(0))
+        function(tail, h[i], h[j], lam)
+        repeats = max(1, 8192 // chunk)
+        best = math.inf
+        for _ in range(2):
+            started = time.perf_counter()
+            for _ in range(repeats):
+                function(tail, h[i], h[j], lam)
+            best = min(best, time.perf_counter() - started)
+        times[chunk] = best / (repeats * chunk)
     return min(times, key=lambda chunk: times[chunk])

@@ -3,10 +3,11 @@
     pytest bench/bench_connectivity.py --benchmark-only
     pytest bench/bench_connectivity.py --benchmark-disable --smoke        # does it still run?
 
-Every case first checks lmn's matrix against the float64 reference on a part of the samples, and every baseline against lmn.
+Every case first checks its matrix on a part of the samples, against the float64 reference and against another
+implementation; then it is run once to warm up, and timed over rounds ("naive" is warmed up by its check, and timed once).
 The arithmetic limit of a case is the time of its products at the rate that torch's own product reaches at the tile's shape,
-plus that of its activations at torch's vector rate, over all points of all segments; the hard limit is that of the products
-alone at the machine's multiply-add rate.
+plus that of its activations at torch's vector rate, over all points of all segments. The hard limit leaves the library out:
+the products at the machine's multiply-add rate, plus the activations at the rate that lmn's own reach in the first cache.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from torch import Tensor, nn
 import lmn
 from bench import baselines, limits
 from bench.conftest import RATIOS
+from lmn.kernels.activations import activation
 
 CHUNKS = (32, 128, 512, 2048)
 M = 21
+
+MODULES: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU}
 
 
 @dataclass(frozen=True)
@@ -34,37 +38,41 @@ class Case:
     """A tail: widths with the activation between; the first product is applied to the samples by lmn, by nobody else."""
 
     widths: tuple[int, ...]
-    activation: type[nn.Module]
+    activation: str
     first_affine: bool
 
     def tail(self) -> nn.Sequential:
         torch.manual_seed(0)
         layers: list[nn.Module] = []
         for n_in, n_out in itertools.pairwise(self.widths):
-            layers += [nn.Linear(n_in, n_out), self.activation()]
+            layers += [nn.Linear(n_in, n_out), MODULES[self.activation]()]
         if not self.first_affine:
-            layers.insert(0, self.activation())
+            layers.insert(0, MODULES[self.activation]())
         return nn.Sequential(*layers[:-1]).eval().requires_grad_(False)
 
     def limit(self, n: int, threads: int) -> tuple[float, float]:
-        """Seconds: by the library's rates, and by the multiply-add rate."""
+        """Seconds: by the library's rates, and by those of the machine."""
         points = n * (n - 1) // 2 * (M - 2)
         widths = self.widths[1:] if self.first_affine else self.widths  # whose activations are on the path
         shapes = list(itertools.pairwise(widths))
         flop = [2.0 * points * a * b for a, b in shapes]
+        act, values = activation(self.activation), points * sum(widths[:-1])
         by_library = sum(f / limits.product_rate(*shape) for f, shape in zip(flop, shapes, strict=True))
-        by_library += points * sum(widths[:-1]) / limits.activation_rate(self.activation())
-        return by_library, sum(flop) / limits.multiply_add_rate(threads)
+        by_library += values / limits.activation_rate(act.function)
+        return by_library, sum(flop) / limits.multiply_add_rate(threads) + values / limits.core_rate(act, threads)
 
 
 CASES = {
-    "paper 100-31 SiLU": Case((100, 31), nn.SiLU, first_affine=False),
-    "paper 64-100-100-31 SiLU": Case((64, 100, 100, 31), nn.SiLU, first_affine=True),
-    "256-256-256-10 ReLU": Case((256, 256, 256, 10), nn.ReLU, first_affine=True),
-    "512-512-10 GELU": Case((512, 512, 10), nn.GELU, first_affine=True),
+    "paper 100-31 SiLU": Case((100, 31), "silu", first_affine=False),
+    "paper 64-100-100-31 SiLU": Case((64, 100, 100, 31), "silu", first_affine=True),
+    "256-256-256-10 ReLU": Case((256, 256, 256, 10), "relu", first_affine=True),
+    "512-512-10 GELU": Case((512, 512, 10), "gelu", first_affine=True),
 }
 
 MEASURED: dict[tuple[str, int, str], float] = {}  # seconds by case, threads and implementation
+
+
+Matrix = Callable[[nn.Module, Tensor], Tensor]
 
 
 def samples(case: Case, n: int) -> Tensor:
@@ -84,31 +92,27 @@ def by_numba(tail: nn.Module, h: Tensor) -> Tensor:
     return lmn.connectivity(tail, h, backend="numba", progress=False)
 
 
-def check(got: Tensor, tail: nn.Module, h: Tensor, function: Callable[[nn.Module, Tensor], Tensor], name: str) -> None:
+LMN: dict[str, Matrix] = {"lmn": by_lmn, "lmn numba": by_numba, "lmn generic": by_generic}
+
+
+def check(tail: nn.Module, h: Tensor, function: Matrix, name: str) -> None:
+    tolerance = 1e-5 if name in LMN else 1e-3  # the baselines lose digits where an output hardly moves
     part = h[:40]
     expected = lmn.connectivity(tail.double(), part.double(), backend="reference", progress=False)
     tail.float()
-    tolerance = 1e-5 if name in LMN else 1e-3  # the baselines lose digits where an output hardly moves
     torch.testing.assert_close(function(tail, part).double(), expected, rtol=0, atol=tolerance)
-    another = by_numba if name == "lmn" else by_lmn
-    torch.testing.assert_close(got, another(tail, h), rtol=0, atol=tolerance)
+    part, another = h[:160], by_numba if name == "lmn" else by_lmn
+    torch.testing.assert_close(function(tail, part), another(tail, part), rtol=0, atol=tolerance)
 
 
-LMN = {"lmn": by_lmn, "lmn numba": by_numba, "lmn generic": by_generic}
-
-
-def implementation(name: str, tail: nn.Module, h: Tensor, smoke: bool) -> Callable[[nn.Module, Tensor], Tensor]:
+def implementation(name: str, tail: nn.Module, h: Tensor, smoke: bool) -> Matrix:
     if name in LMN:
         return LMN[name]
     if name == "naive":
         return baselines.naive
-    compiled = None
-    if name == "compiled":
-        torch._dynamo.reset()
-        compiled = torch.compile(baselines.of_pairs, dynamic=False, backend="eager" if smoke else "inductor")
-    chunks = CHUNKS[:1] if smoke else CHUNKS
-    chunk = baselines.best_chunk(lambda part, size: baselines.chunked(tail, part, size, M, compiled), h, chunks)
-    return lambda tail, h: baselines.chunked(tail, h, chunk, M, compiled)
+    make = functools.partial(baselines.compiled, smoke) if name == "compiled" else lambda: baselines.of_pairs
+    chunk = baselines.best_chunk(make, tail, h, CHUNKS[:1] if smoke else CHUNKS)
+    return functools.partial(baselines.chunked, chunk=chunk, function=make())
 
 
 @pytest.mark.parametrize("name", ["naive", "eager", "compiled", "lmn generic", "lmn numba", "lmn"])
@@ -119,10 +123,9 @@ def bench_768(benchmark: BenchmarkFixture, case: str, name: str, threads: int, s
     tail, h = CASES[case].tail(), samples(CASES[case], n)
     with torch.no_grad():
         run = implementation(name, tail, h, smoke)
+        check(tail, h, run, name)
         benchmark.group = f"{case}, N = {n}, {threads} thread(s)"
-        rounds = 3 if name.startswith("lmn") and name != "lmn generic" else 1
-        got = benchmark.pedantic(run, (tail, h), rounds=rounds, warmup_rounds=int(rounds > 1))
-        check(got, tail, h, run, name)
+        benchmark.pedantic(run, (tail, h), rounds=1 if name == "naive" else 3, warmup_rounds=int(name != "naive"))
     if benchmark.stats is not None:
         MEASURED[case, threads, name] = benchmark.stats.stats.min
     if name == "lmn" and benchmark.stats is not None:
@@ -133,7 +136,7 @@ def bench_768(benchmark: BenchmarkFixture, case: str, name: str, threads: int, s
             f"{case}, {threads} thread(s): lmn {seconds:.3f} s"
             + "".join(f"; {other} {t:.2f} s = {t / seconds:.1f}x" for other, t in others.items())
             + f"; library's arithmetic limit {by_library:.3f} s = {by_library / seconds:.0%}"
-            + f"; multiply-adds alone {hard:.3f} s = {hard / seconds:.0%}"
+            + f"; hard limit {hard:.3f} s = {hard / seconds:.0%}"
         )
 
 
@@ -178,15 +181,14 @@ def bench_generic(benchmark: BenchmarkFixture, model: str, name: str, threads: i
     h = torch.randn(12 if smoke else n, *shape)
     benchmark.group = f"{model}, {threads} thread(s)"
     with torch.no_grad():
-        if name == "lmn":
-            run = by_lmn
-        else:
-            chunk = baselines.best_chunk(lambda part, size: baselines.chunked(tail, part, size, M), h, (2, 8, 32, 128, 512))
+        run: Matrix = by_lmn
+        if name == "eager":
+            chunk = baselines.best_chunk(lambda: baselines.of_pairs, tail, h, (2, 8, 32, 128, 512))
             run = functools.partial(baselines.chunked, chunk=chunk)
-        got = benchmark.pedantic(run, (tail, h), rounds=2, warmup_rounds=1)
         expected = lmn.connectivity(tail.double(), h[:12].double(), backend="reference", progress=False)
         tail.float()
-    torch.testing.assert_close(got[:12, :12].double(), expected, rtol=0, atol=1e-5 if name == "lmn" else 1e-3)
+        torch.testing.assert_close(run(tail, h[:12]).double(), expected, rtol=0, atol=1e-5 if name == "lmn" else 1e-3)
+        benchmark.pedantic(run, (tail, h), rounds=3, warmup_rounds=1)
     if benchmark.stats is not None:
         MEASURED[model, threads, name] = benchmark.stats.stats.min
         if name == "lmn":
@@ -202,5 +204,5 @@ def bench_sizes(benchmark: BenchmarkFixture, case: str, n: int, threads: int, sm
     tail, h = CASES[case].tail(), samples(CASES[case], n)
     benchmark.group = f"{case}, {threads} thread(s)"
     with torch.no_grad():
-        check(by_lmn(tail, h), tail, h, by_lmn, "lmn")
+        check(tail, h, by_lmn, "lmn")
         benchmark.pedantic(by_lmn, (tail, h), rounds=1 if n > 1000 else 3, warmup_rounds=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lmn import _core
+from lmn.kernels.activations import Activation
 
 
 def fastest(function: Callable[[], object], repeats: int = 5) -> float:
@@ -39,3 +40,8 @@ def activation_rate(function: Callable[[Tensor], Tensor]) -> float:
 def multiply_add_rate(threads: int) -> float:
     """FLOP/s of fused multiply-adds in registers alone: no float32 kernel on the CPU is faster."""
     return threads * _core.multiply_add_rate()
+
+
+def core_rate(activation: Activation, threads: int) -> float:
+    """Values/s of the kernels' own activation, on values that fit the first cache: the fastest that there is here."""
+    return threads * _core.core_rate(activation.core_index, activation.p0, activation.p1)

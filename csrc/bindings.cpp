@@ -102,20 +102,40 @@ py::array_t<T> core_values(int core, T p0, T p1, py::array_t<T, py::array::c_sty
     return out;
 }
 
-// FLOP/s of fused multiply-adds on one thread: the best of some runs of about 10 ms.
+// The least of some runs' seconds.
+template <class Run>
+double fastest(const Run& run) {
+    double best = 1e30;
+    for (int repeat = 0; repeat < 8; ++repeat) {
+        const auto started = std::chrono::steady_clock::now();
+        run();
+        const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
+        best = std::min(best, seconds.count());
+    }
+    return best;
+}
+
+// FLOP/s of fused multiply-adds on one thread: runs of about 10 ms.
 double multiply_add_rate(const std::string& isa) {
     const py::gil_scoped_release release;
     const lmn::Kernel& kernel = lmn::connectivity_kernel(isa);
-    double best = 0;
-    for (int repeat = 0; repeat < 8; ++repeat) {
-        int64_t flop = 0;
-        const auto started = std::chrono::steady_clock::now();
-        volatile float keep = kernel.multiply_adds(3'000'000, &flop);
-        static_cast<void>(keep);
-        const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
-        best = std::max(best, double(flop) / seconds.count());
-    }
-    return best;
+    int64_t flop = 0;
+    volatile float keep = 0;
+    const double seconds = fastest([&] { keep = kernel.multiply_adds(3'000'000, &flop); });
+    return double(flop) / seconds;
+}
+
+// Values/s of a core in float32 on one thread, on values that fit the first cache.
+double core_rate(int core, float p0, float p1, const std::string& isa) {
+    require(core >= 0 && core < lmn::kCoreCount, "no such core");
+    const py::gil_scoped_release release;
+    constexpr int64_t n = 2048, repeats = 2000;
+    auto in = lmn::aligned<float>(n), out = lmn::aligned<float>(n);
+    for (int64_t i = 0; i < n; ++i) in[i] = 6.0f * float(i) / n - 3.0f;
+    const lmn::Kernel& kernel = lmn::connectivity_kernel(isa);
+    return double(n * repeats) / fastest([&] {
+        for (int64_t r = 0; r < repeats; ++r) kernel.core_f32(core, p0, p1, in.get(), out.get(), n);
+    });
 }
 
 // ---- exact subdivision --------------------------------------------------------------------------------------------
@@ -383,6 +403,7 @@ PYBIND11_MODULE(_core, module) {
     module.def("core_values_f64", &core_values<double>, py::arg("core"), py::arg("p0"), py::arg("p1"), py::arg("z"),
                py::arg("isa") = "");
     module.def("multiply_add_rate", &multiply_add_rate, py::arg("isa") = "");
+    module.def("core_rate", &core_rate, py::arg("core"), py::arg("p0"), py::arg("p1"), py::arg("isa") = "");
     module.def("subdivide", &subdivide, py::arg("a"), py::arg("c"), py::arg("size"), py::arg("layers"),
                py::arg("relative_tolerance"), py::arg("geometry"), py::arg("max_regions"), py::arg("threads"));
     py::class_<lmn::Cells>(module, "Cells")

@@ -21,6 +21,9 @@ Layer = tuple[
 def instruction_sets() -> list[str]:
     """Those that this machine runs and the kernels were compiled for, best first."""
 
+def core_rate(core: int, p0: float, p1: float, isa: str = "") -> float:
+    """An activation's core in float32 on values in the first cache, values/s of one thread."""
+
 def multiply_add_rate(isa: str = "") -> float:
     """Fused multiply-adds of float32 in registers, FLOP/s of one thread."""
 
