@@ -153,6 +153,26 @@ py::array_t<T> as_array(std::vector<T>&& values, std::vector<py::ssize_t> shape)
     return py::array_t<T>(std::move(shape), kept->data(), owner);
 }
 
+// What work(poll) returns, without the GIL; Ctrl-C is heard when it polls, and raised once it has stopped.
+template <class Work>
+auto interruptible(const Work& work) {
+    constexpr auto kBetween = std::chrono::milliseconds(20);
+    bool interrupted = false;
+    auto last = std::chrono::steady_clock::now();
+    auto result = [&] {
+        const py::gil_scoped_release release;
+        return work([&] {
+            const auto now = std::chrono::steady_clock::now();
+            if (interrupted || now - last < kBetween) return interrupted;
+            last = now;
+            const py::gil_scoped_acquire acquire;
+            return interrupted = PyErr_CheckSignals() != 0;
+        });
+    }();
+    if (interrupted) throw py::error_already_set();
+    return result;
+}
+
 // What is told of regions whether or not their maps were composed here; the columns are moved out.
 py::dict columns_of(lmn::Subdivision& found, int dimension, bool geometry) {
     const py::ssize_t n = found.n_regions, axes = dimension;
@@ -191,16 +211,9 @@ py::dict subdivide(const Array& a, const Array& c, const Array& size, const std:
                                 offset_below.data(), slope_above.data(), offset_above.data(), weight.data(), bias.data()});
         units = weight.shape(0);
     }
-    bool interrupted = false;
-    lmn::Subdivision found;
-    {
-        const py::gil_scoped_release release;
-        found = lmn::subdivide(chain, geometry, max_regions, threads, [&] {
-            const py::gil_scoped_acquire acquire;
-            return interrupted = interrupted || PyErr_CheckSignals() != 0;
-        });
-    }
-    if (interrupted) throw py::error_already_set();
+    lmn::Subdivision found = interruptible([&](const lmn::Poll& poll) {
+        return lmn::subdivide(chain, geometry, max_regions, threads, poll);
+    });
     py::dict out = columns_of(found, dimension, geometry);
     const py::ssize_t n = found.n_regions, axes = dimension;
     out["stopped"] = found.stopped;
@@ -290,12 +303,9 @@ py::tuple cut_by_lines(const lmn::Cells& cells, const Doubles& values, const Arr
     require(unit.size() == breakpoint.size(), "unit and breakpoint are (lines)");
     for (py::ssize_t i = 0; i < unit.size(); ++i) require(unit.data()[i] >= 0 && unit.data()[i] < units.count, "no such unit");
     const lmn::UnitLines lines{int64_t(unit.size()), unit.data(), breakpoint.data(), first_line};
-    lmn::CutCells cut;
-    {
-        const py::gil_scoped_release release;
-        cut = lmn::cut_by_lines(cells, units, lines, max_cells, threads);
-    }
-    return told(std::move(cut));
+    return told(interruptible([&](const lmn::Poll& poll) {
+        return lmn::cut_by_lines(cells, units, lines, max_cells, threads, poll);
+    }));
 }
 
 void check_members(const Longs& members, int64_t n_units) {
@@ -309,12 +319,9 @@ py::tuple cut_by_windows(const lmn::Cells& cells, const Doubles& values, const A
     const lmn::Units units = units_of(cells, values, size, relative_tolerance);
     check_members(members, units.count);
     const lmn::UnitWindows windows{int64_t(members.shape(0)), int64_t(members.shape(1)), members.data(), sign, bits, first_line};
-    lmn::CutCells cut;
-    {
-        const py::gil_scoped_release release;
-        cut = lmn::cut_by_windows(cells, units, windows, max_cells, threads);
-    }
-    return told(std::move(cut));
+    return told(interruptible([&](const lmn::Poll& poll) {
+        return lmn::cut_by_windows(cells, units, windows, max_cells, threads, poll);
+    }));
 }
 
 lmn::PartValues parts_of(const Doubles& values, const Longs& parent, const Words& pattern) {
@@ -374,8 +381,9 @@ void pack_bits(const py::array_t<T, py::array::c_style>& z, const Array& breakpo
 
 void insert_patterns(lmn::PatternSet& set, const Words& words, const Longs& index, const std::optional<Longs>& count, int threads,
                      std::optional<Longs>& keys) {
+    require(words.ndim() == 2 && words.shape(1) == set.n_words(), "words are (patterns, n_words)");
     const int64_t n = words.shape(0);
-    require(words.ndim() == 2 && index.size() == n, "words are (patterns, words), index (patterns)");
+    require(index.size() == n, "index is (patterns)");
     require((!count || count->size() == n) && (!keys || keys->size() == n), "count and keys are (patterns)");
     const uint64_t* from = words.data();
     const int64_t *first = index.data(), *counts = count ? count->data() : nullptr;
@@ -384,12 +392,25 @@ void insert_patterns(lmn::PatternSet& set, const Words& words, const Longs& inde
     set.insert(from, n, first, counts, threads, to);
 }
 
-py::tuple written_patterns(const lmn::PatternSet& set, int64_t n_words) {
-    const int64_t n = set.size();
-    py::array_t<uint64_t> words({n, n_words});
-    py::array_t<int64_t> count(n), first(n);
-    set.write(words.mutable_data(), count.mutable_data(), first.mutable_data());
-    return py::make_tuple(words, count, first);
+// A column as an array of the given shape, without a copy.
+template <class T>
+py::array_t<T> as_array(std::unique_ptr<T[], lmn::Free>&& values, std::vector<py::ssize_t> shape) {
+    T* kept = values.release();
+    if (!kept) return py::array_t<T>(std::move(shape));  // empty
+    return py::array_t<T>(std::move(shape), kept, py::capsule(kept, [](void* p) { std::free(p); }));
+}
+
+py::tuple take_patterns(lmn::PatternSet& set, std::optional<Longs>& keys) {
+    int64_t* key = keys ? keys->mutable_data() : nullptr;
+    const int64_t n_keys = keys ? keys->size() : 0, n_rows = set.size();
+    for (int64_t i = 0; i < n_keys; ++i) require(key[i] >= 0 && key[i] < n_rows, "no such key");
+    lmn::PatternSet::Rows rows = [&] {
+        const py::gil_scoped_release release;
+        return set.take(key, n_keys);
+    }();
+    const py::ssize_t n = rows.size;
+    auto words = as_array(std::move(rows.words), {n, py::ssize_t(set.n_words())});
+    return py::make_tuple(words, as_array(std::move(rows.count), {n}), as_array(std::move(rows.first), {n}));
 }
 
 }  // namespace
@@ -434,13 +455,7 @@ PYBIND11_MODULE(_core, module) {
         .def_property_readonly("collisions", &lmn::PatternSet::collisions)
         .def("insert", &insert_patterns, py::arg("words").noconvert(), py::arg("index"), py::arg("count"), py::arg("threads"),
              py::arg("keys").noconvert())
-        .def("written", &written_patterns, py::arg("n_words"))
-        .def("positions", [](const lmn::PatternSet& set, Longs& keys, int threads) {
-            int64_t* key = keys.mutable_data();
-            const int64_t n = keys.size();
-            const py::gil_scoped_release release;
-            set.positions(key, n, threads);
-        }, py::arg("keys").noconvert(), py::arg("threads"));
+        .def("take", &take_patterns, py::arg("keys").noconvert() = py::none());
     py::class_<Connectivity>(module, "Connectivity")
         .def(py::init(&make_connectivity), py::arg("layers"), py::arg("y"), py::arg("noise_f32"), py::arg("noise_f64"),
              py::arg("m"), py::arg("constant"), py::arg("tolerance"), py::arg("tolerance_f64"), py::arg("isa") = "")

@@ -87,28 +87,43 @@ void append(CutCells& to, const CutCells& from) {
     for (const int64_t root : from.root) to.root.push_back(shifted(root, cuts, cells));
 }
 
-// Cells cut some at a time by whichever thread comes to them: cutter(out, arena) gives what cuts them one by one.
+// How many cells there are, in the view of all threads, and whether that is enough.
+struct Limit {
+    int64_t most;
+    const Poll& poll;
+    std::atomic<int64_t> count{0};
+    std::atomic<bool> stop{false};
+
+    bool enough(int64_t more, bool polls) {
+        if ((polls && poll()) || (count += more) > most) stop = true;
+        return stop;
+    }
+};
+
+// Cells cut some at a time by whichever thread comes to them: cutter(out, arena, told) gives what cuts them one by one, and
+// tells of what it found, as often as it likes; if told so, it leaves the rest.
 template <class Cutter>
-CutCells cut_all(const Cells& cells, int64_t n_words, int64_t max_cells, int threads, Cutter cutter) {
+CutCells cut_all(const Cells& cells, int64_t n_words, int64_t max_cells, int threads, const Poll& poll, Cutter cutter) {
     const int64_t n = cells.size(), n_tasks = (n + kCellsATask - 1) / kCellsATask;
     std::vector<CutCells> parts(n_tasks, empty_like(cells, n_words));
     std::vector<Arena> arenas(std::max(threads, 1));
-    std::atomic<int64_t> count{0};
-    std::atomic<bool> stop{false};
+    Limit limit{max_cells, poll};
     parallel_for(0, n_tasks, threads, [&](int64_t task, int worker) {
         CutCells& part = parts[task];
-        auto cut = cutter(part, arenas[worker]);
-        for (int64_t i = task * kCellsATask; i < std::min(n, (task + 1) * kCellsATask) && !stop; ++i) {
-            const int64_t before = part.cells.size();
+        auto cut = cutter(part, arenas[worker], [&limit, worker](int64_t more) { return limit.enough(more, worker == 0); });
+        for (int64_t i = task * kCellsATask; i < std::min(n, (task + 1) * kCellsATask) && !limit.stop; ++i) {
             const Arena::Mark mark = arenas[worker].mark();
             part.root.push_back(cut(i));
             arenas[worker].release(mark);
-            if ((count += part.cells.size() - before) > max_cells) stop = true;
         }
     });
     CutCells all = empty_like(cells, n_words);
+    all.stopped = limit.stop;
+    if (all.stopped) {  // of which nothing but their number is wanted
+        for (const CutCells& part : parts) append(all.cells, part.cells, 0, part.cells.size());
+        return all;
+    }
     for (const CutCells& part : parts) append(all, part);
-    all.stopped = stop;
     return all;
 }
 
@@ -139,17 +154,20 @@ struct Kept {
     }
 };
 
+using Told = std::function<bool(int64_t)>;
+
 template <int D>
 class LineCutter {
 public:
-    LineCutter(const Cells& cells, const Units& units, const Network& network, CutCells& out, Arena& arena)
+    LineCutter(const Cells& cells, const Units& units, const Network& network, CutCells& out, Arena& arena, Told told)
         : cells_(cells), units_(units), out_(out), after_layer_(std::make_unique<std::vector<int64_t>>()),
-          walk_(network, Kept<D>{&out}, out.tree, *after_layer_, arena) {}
+          walk_(network, Kept<D>{&out}, out.tree, *after_layer_, arena) {
+        walk_.enough = std::move(told);
+    }
 
     int64_t cut(int64_t i) {
         Arena& arena = walk_.arena;
         walk_.descend = [this](State<D>& child) { walk_.decide(child); };
-        walk_.enough = [](int64_t) { return false; };
         walk_.found.parent = i;
         State<D> state{-1, taken<D>(cells_, i, arena), {}, maps_of<D>(units_, i, arena), cells_.hash[i], nullptr, -1, 0};
         state.pattern = arena.template take<uint64_t>(out_.n_words);
@@ -168,14 +186,14 @@ private:
 };
 
 template <int D>
-CutCells by_lines(const Cells& cells, const Units& units, const UnitLines& lines, int64_t max_cells, int threads) {
+CutCells by_lines(const Cells& cells, const Units& units, const UnitLines& lines, int64_t max_cells, int threads, const Poll& poll) {
     const std::vector<double> zeros(lines.count, 0.0);  // nothing is composed here
     const double* none = zeros.data();
     PieceChain chain{D, units.count, nullptr, nullptr, nullptr, {}, units.relative_tolerance};
     chain.layers.push_back({units.count, lines.count, 0, lines.unit, lines.breakpoint, none, none, none, none, none, none});
     const Network network = prepared(chain, lines.first);
-    return cut_all(cells, network.n_words, max_cells, threads, [&](CutCells& out, Arena& arena) {
-        return [&, cutter = LineCutter<D>(cells, units, network, out, arena)](int64_t i) mutable { return cutter.cut(i); };
+    return cut_all(cells, network.n_words, max_cells, threads, poll, [&](CutCells& out, Arena& arena, Told told) {
+        return [cutter = LineCutter<D>(cells, units, network, out, arena, std::move(told))](int64_t i) mutable { return cutter.cut(i); };
     });
 }
 
@@ -183,8 +201,9 @@ CutCells by_lines(const Cells& cells, const Units& units, const UnitLines& lines
 template <int D>
 class WindowCutter {
 public:
-    WindowCutter(const UnitWindows& windows, const Maps& maps, double relative_tolerance, int64_t parent, CutCells& out, Arena& arena)
-        : windows_(windows), maps_(maps), relative_(relative_tolerance), parent_(parent), out_(out), arena_(arena) {}
+    WindowCutter(const UnitWindows& windows, const Maps& maps, double relative_tolerance, int64_t parent, CutCells& out, Arena& arena,
+                 const Told& told)
+        : windows_(windows), maps_(maps), relative_(relative_tolerance), parent_(parent), out_(out), arena_(arena), told_(told) {}
 
     // Returns the first cut, or ~cell.
     int64_t cut(Cell<D>& cell, uint64_t hash, const uint64_t* pattern, const int64_t* open, int64_t n_open) {
@@ -207,6 +226,7 @@ public:
             }
             return branched(window, parts, hash, bits, rest, n_rest);
         }
+        stopped_ |= told_(1);
         put(out_.cells, cell, hash);
         out_.parent.push_back(parent_);
         out_.pattern.insert(out_.pattern.end(), bits, bits + out_.n_words);
@@ -346,7 +366,7 @@ private:
                 out_.tree.cut.push_back(c);
                 out_.tree.child.insert(out_.tree.child.end(), {0, 0});
             }
-        for (int64_t k = 0; k < n; ++k) {
+        for (int64_t k = 0; k < n && !stopped_; ++k) {
             uint64_t part_hash = hash;
             uint64_t* part_bits = copied(bits, out_.n_words, arena_);
             decide(window, parts[k].member, part_hash, part_bits);
@@ -371,19 +391,22 @@ private:
     const int64_t parent_;
     CutCells& out_;
     Arena& arena_;
+    const Told& told_;
+    bool stopped_ = false;
 };
 
 template <int D>
-CutCells by_windows(const Cells& cells, const Units& units, const UnitWindows& windows, int64_t max_cells, int threads) {
+CutCells by_windows(const Cells& cells, const Units& units, const UnitWindows& windows, int64_t max_cells, int threads,
+                    const Poll& poll) {
     const int64_t n_words = (windows.count * windows.bits + 63) / 64;
     std::vector<int64_t> all(windows.count);
     std::iota(all.begin(), all.end(), int64_t(0));
     const std::vector<uint64_t> blank(n_words, 0);
-    return cut_all(cells, n_words, max_cells, threads, [&](CutCells& out, Arena& arena) {
-        return [&](int64_t i) {
+    return cut_all(cells, n_words, max_cells, threads, poll, [&](CutCells& out, Arena& arena, Told told) {
+        return [&, told = std::move(told)](int64_t i) {
             const Maps maps = maps_of<D>(units, i, arena);
             Cell<D> cell = taken<D>(cells, i, arena);
-            WindowCutter<D> cutter(windows, maps, units.relative_tolerance, i, out, arena);
+            WindowCutter<D> cutter(windows, maps, units.relative_tolerance, i, out, arena, told);
             return cutter.cut(cell, cells.hash[i], blank.data(), all.data(), windows.count);
         };
     });
@@ -435,19 +458,19 @@ Subdivision described(const Cells& cells) {
     }
 }
 
-CutCells cut_by_lines(const Cells& cells, const Units& units, const UnitLines& lines, int64_t max_cells, int threads) {
+CutCells cut_by_lines(const Cells& cells, const Units& units, const UnitLines& lines, int64_t max_cells, int threads, const Poll& poll) {
     switch (cells.dimension) {
-        case 1: return by_lines<1>(cells, units, lines, max_cells, threads);
-        case 2: return by_lines<2>(cells, units, lines, max_cells, threads);
-        default: return by_lines<3>(cells, units, lines, max_cells, threads);
+        case 1: return by_lines<1>(cells, units, lines, max_cells, threads, poll);
+        case 2: return by_lines<2>(cells, units, lines, max_cells, threads, poll);
+        default: return by_lines<3>(cells, units, lines, max_cells, threads, poll);
     }
 }
 
-CutCells cut_by_windows(const Cells& cells, const Units& units, const UnitWindows& windows, int64_t max_cells, int threads) {
+CutCells cut_by_windows(const Cells& cells, const Units& units, const UnitWindows& windows, int64_t max_cells, int threads, const Poll& poll) {
     switch (cells.dimension) {
-        case 1: return by_windows<1>(cells, units, windows, max_cells, threads);
-        case 2: return by_windows<2>(cells, units, windows, max_cells, threads);
-        default: return by_windows<3>(cells, units, windows, max_cells, threads);
+        case 1: return by_windows<1>(cells, units, windows, max_cells, threads, poll);
+        case 2: return by_windows<2>(cells, units, windows, max_cells, threads, poll);
+        default: return by_windows<3>(cells, units, windows, max_cells, threads, poll);
     }
 }
 

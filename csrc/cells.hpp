@@ -61,10 +61,11 @@ struct CutCells {
     int64_t n_words = 0;
     Branches tree;                 // a child is a cut, or ~cell; several may lead to one cell
     std::vector<int64_t> root;     // [parent] the cut that it begins with, or ~cell where it is not cut
-    bool stopped = false;          // there are more than were allowed
+    bool stopped = false;          // there are more than were allowed, or the caller wanted no more
 };
 
-CutCells cut_by_lines(const Cells&, const Units&, const UnitLines&, int64_t max_cells, int threads);
-CutCells cut_by_windows(const Cells&, const Units&, const UnitWindows&, int64_t max_cells, int threads);
+// poll is called now and then on the calling thread; if it returns true, the cutting stops.
+CutCells cut_by_lines(const Cells&, const Units&, const UnitLines&, int64_t max_cells, int threads, const Poll& poll);
+CutCells cut_by_windows(const Cells&, const Units&, const UnitWindows&, int64_t max_cells, int threads, const Poll& poll);
 
 }  // namespace lmn

@@ -63,7 +63,7 @@ Task<D> detached(const State<D>& from, const Network& network) {
 template <int D>
 class Subdivider {
 public:
-    Subdivider(const Network& network, bool geometry, int64_t max_regions, const std::function<bool()>& poll)
+    Subdivider(const Network& network, bool geometry, int64_t max_regions, const Poll& poll)
         : network_(network), geometry_(geometry), max_regions_(max_regions), poll_(poll) {}
 
     Subdivision run(int threads) {
@@ -169,7 +169,7 @@ private:
             for (size_t l = 0; l < part.after_layer.size(); ++l) all.after_layer[l] += part.after_layer[l];
             all.n_regions += part.n_regions;
             const auto join = [&](auto... column) { (append(all.*column, part.*column), ...); };
-            join(&Subdivision::hash, &Subdivision::pattern, &Subdivision::measure, &Subdivision::centre, &Subdivision::map,
+            join(&Subdivision::pattern, &Subdivision::measure, &Subdivision::centre, &Subdivision::map,
                  &Subdivision::n_vertices, &Subdivision::vertex, &Subdivision::vertex_id, &Subdivision::n_facets,
                  &Subdivision::facet_id, &Subdivision::facet_line, &Subdivision::edge_id);
             part = {};
@@ -181,7 +181,7 @@ private:
     const Network& network_;
     const bool geometry_;
     const int64_t max_regions_;
-    const std::function<bool()>& poll_;
+    const Poll& poll_;
     std::vector<Task<D>> tasks_;
     std::vector<Arena> arenas_;  // of each worker
     Subdivision top_;
@@ -191,8 +191,7 @@ private:
 
 }  // namespace
 
-Subdivision subdivide(const PieceChain& chain, bool geometry, int64_t max_regions, int threads,
-                      const std::function<bool()>& poll) {
+Subdivision subdivide(const PieceChain& chain, bool geometry, int64_t max_regions, int threads, const Poll& poll) {
     const Network network = prepared(chain);
     switch (chain.dimension) {
         case 1: return Subdivider<1>(network, geometry, max_regions, poll).run(threads);

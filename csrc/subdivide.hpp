@@ -80,11 +80,12 @@ struct Branches {
     }
 };
 
+using Poll = std::function<bool()>;
+
 // What was found, by columns, in an order that does not depend on the number of threads. Coordinates are the cube's.
 struct Subdivision {
     int64_t n_regions = 0, n_words = 0, n_out = 0;
     std::vector<int64_t> after_layer;        // cells after each layer
-    std::vector<uint64_t> hash;              // [region] sum of the keys of the lines it is above
     std::vector<uint64_t> pattern;           // [region][word]
     std::vector<double> measure;             // [region]
     std::vector<double> centre;              // [region][dimension] a point inside
@@ -101,6 +102,6 @@ struct Subdivision {
 };
 
 // Vertices, edges and facets are collected only with `geometry`. poll is called now and then on the calling thread; if it returns true, the walk stops.
-Subdivision subdivide(const PieceChain&, bool geometry, int64_t max_regions, int threads, const std::function<bool()>& poll);
+Subdivision subdivide(const PieceChain&, bool geometry, int64_t max_regions, int threads, const Poll& poll);
 
 }  // namespace lmn

@@ -20,7 +20,7 @@ struct Layer {
     int64_t first_line, first_word, n_words;
     bool plain;                           // line i is unit i passing 0
     bool silent_below;                    // no share below a line
-    std::vector<uint64_t> key;            // [line] padded with zeros
+    Aligned<uint64_t> key;                // [line] padded with zeros
     Aligned<double> weight;               // [unit][next unit, padded]: the columns of the affine map after it
 };
 
@@ -31,12 +31,13 @@ struct Network {
     int64_t n_lines = 0, n_words = 0, n_out = 0;
 };
 
-// Lines are numbered, and their bits stand in the pattern's words, from the given ones on.
-inline Network prepared(const PieceChain& chain, int64_t first_line = 0, int64_t first_word = 0) {
-    Network network{&chain, {}, &subdivide_kernels(), first_line, first_word, chain.n_first};
+// Lines are numbered from the given one on.
+inline Network prepared(const PieceChain& chain, int64_t first_line = 0) {
+    Network network{&chain, {}, &subdivide_kernels(), first_line, 0, chain.n_first};
     for (const PieceLayer& given : chain.layers) {
         Layer layer{&given, network.n_lines, network.n_words, (given.n_lines + 63) / 64, given.n_lines == given.n_units, true, {}, {}};
-        layer.key.resize(padded(given.n_lines) + kPad);
+        layer.key = aligned<uint64_t>(padded(given.n_lines));
+        std::fill_n(layer.key.get(), padded(given.n_lines), uint64_t(0));
         for (int64_t i = 0; i < given.n_lines; ++i) {
             layer.key[i] = key_of_side(int32_t(network.n_lines + i));
             layer.plain &= given.unit[i] == i && given.breakpoint[i] == 0;
@@ -111,7 +112,6 @@ void append(std::vector<T>& to, const std::vector<T>& from) {
 template <int D>
 void add_cell(Subdivision& out, const Cell<D>& cell, uint64_t hash, bool geometry) {
     ++out.n_regions;
-    out.hash.push_back(hash);
     out.measure.push_back(measure(cell));
     for (int d = 0; d < D; ++d) {
         double sum = 0;
@@ -176,7 +176,7 @@ public:
             state.layer = 0;  // the root
             start_layer(state, state.next);
         }
-        enough(since_beat_);
+        tell();
     }
 
     // Enter a layer, its units' maps on the cell given; past the last one, they are the outputs'.
@@ -216,7 +216,7 @@ public:
         uint64_t* above = arena.take<uint64_t>(words);
         uint64_t* cuts = arena.take<uint64_t>(words);
         uint64_t* touches = arena.take<uint64_t>(words);
-        const uint64_t* key = layer.key.data();
+        const uint64_t* key = layer.key.get();
         if (lines.index) {
             uint64_t* keys = arena.take<uint64_t>(padded(n));
             for (int64_t i = 0; i < padded(n); ++i) keys[i] = i < n ? layer.key[lines.index[i]] : 0;
@@ -403,10 +403,12 @@ private:
 
     void finish(const State<D>& state, const Maps& outputs) {
         branches_.attach(state.parent, state.side, ~found.add(state, outputs));
-        if (++since_beat_ == kRegionsABeat) {
-            stopped |= enough(since_beat_);
-            since_beat_ = 0;
-        }
+        if (++since_beat_ == kRegionsABeat) tell();
+    }
+
+    void tell() {
+        stopped |= enough(since_beat_);
+        since_beat_ = 0;
     }
 
     const Network& network_;

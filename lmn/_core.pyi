@@ -152,8 +152,8 @@ class PatternSet:
         threads: int,
         keys: NDArray[np.int64] | None,
     ) -> None: ...
-    def written(self, n_words: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]: ...
-    def positions(self, keys: NDArray[np.int64], threads: int) -> None: ...
+    def take(self, keys: NDArray[np.int64] | None = None) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+        """Words, counts and first points, in the order of the latter, and keys as positions in it; the set is empty then."""
 
 class Connectivity:
     """The kernel's data for one problem; see kernels/connectivity/problem.py for the arrays."""

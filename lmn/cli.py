@@ -62,11 +62,16 @@ def paper(
 
         figures.check_installed()
         folder = _writable(out or Path("paper") / name)
-        run = train.train(tasks.task(name), seed=seed, steps=steps, every=every)
-        with (folder / "history.csv").open("w", newline="") as file:
+        with (folder / "history.csv").open("w", newline="", buffering=1) as file:  # line by line: an hour's run may be killed
             writer = csv.writer(file)
             writer.writerow(train.COLUMNS)
-            writer.writerows([getattr(row, column) for column in train.COLUMNS] for row in run.rows)
+            run = train.train(
+                tasks.task(name),
+                seed=seed,
+                steps=steps,
+                every=every,
+                measured=lambda row: writer.writerow([getattr(row, column) for column in train.COLUMNS]),
+            )
         print(f"{analysis.table(run)}\n\n{analysis.summary(run)}")
         figures.curves(run, folder / "figure.png")
         figures.connectivities(run, folder / "connectivity.png")

@@ -46,8 +46,6 @@ class _Counter:
         self._problem.progress(int(counts.sum()))
 
     def result(self) -> Patterns:
-        words, counts, first = self._set.written(self._n_words)
-        if self._keys is not None:
-            self._set.positions(self._keys, self._problem.threads)
         collisions = int(self._set.collisions) if self._problem.verify else None
+        words, counts, first = self._set.take(self._keys)
         return Patterns(words, counts, first, self._keys, collisions, self.n_evaluated)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -112,7 +113,15 @@ def network(n_tokens: int) -> nn.Sequential:
     )
 
 
-def train(task: Task, *, seed: int = 0, steps: int = 20000, every: int = 200, progress: bool = True) -> Run:
+def train(
+    task: Task,
+    *,
+    seed: int = 0,
+    steps: int = 20000,
+    every: int = 200,
+    progress: bool = True,
+    measured: Callable[[Row], object] = lambda _: None,
+) -> Run:
     """Train the paper's network by its recipe, and measure it at step 0, every ``every`` steps and at the last.
 
     AdamW, learning rate 1e-3, weight decay 0.2 on all parameters, cross-entropy over the whole training set, float32.
@@ -126,6 +135,8 @@ def train(task: Task, *, seed: int = 0, steps: int = 20000, every: int = 200, pr
     steps, every : int, at least 1
     progress : bool
         Show a progress bar.
+    measured : callable
+        Is given each row as soon as it is measured.
 
     Returns
     -------
@@ -140,7 +151,7 @@ def train(task: Task, *, seed: int = 0, steps: int = 20000, every: int = 200, pr
     _check(seed, steps, every)
     run = Run(task, seed)
     try:
-        _train(run, steps, every, progress)
+        _train(run, steps, every, progress, measured)
     except KeyboardInterrupt:
         if not run.rows:
             raise
@@ -149,7 +160,7 @@ def train(task: Task, *, seed: int = 0, steps: int = 20000, every: int = 200, pr
     return run
 
 
-def _train(run: Run, steps: int, every: int, progress: bool) -> None:
+def _train(run: Run, steps: int, every: int, progress: bool, measured: Callable[[Row], object]) -> None:
     task, seed = run.task, run.seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -157,7 +168,7 @@ def _train(run: Run, steps: int, every: int, progress: bool) -> None:
         training, test = split(task)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.2, fused=True)
         with tqdm(total=steps, desc="training", unit="step", mininterval=0.5, disable=not progress) as bar:
-            _measure(run, model, training, test, last=False)
+            measured(_measure(run, model, training, test, last=False))
             for start, stop in pairwise([*range(0, steps, every), steps]):
                 began = time.perf_counter()
                 with _one_thread():
@@ -168,7 +179,9 @@ def _train(run: Run, steps: int, every: int, progress: bool) -> None:
                         bar.update()
                 run.training += time.perf_counter() - began
                 row = _measure(run, model, training, test, step=stop, last=stop == steps)
-                bar.set_postfix(lmn=f"{row.lmn:.1f}", loss=f"{row.test_loss:.3g}", acc=f"{row.test_accuracy:.0%}")
+                measured(row)
+                tested = {"test loss": f"{row.test_loss:.3g}", "test acc": f"{row.test_accuracy:.0%}"}
+                bar.set_postfix({"LMN": f"{row.lmn:.1f}"} | tested)
                 if not np.isfinite(row.l2_norm):
                     run.notes.append(f"The training diverged: at step {stop} the parameters were not finite, and it stopped.")
                     break
