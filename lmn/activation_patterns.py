@@ -89,7 +89,7 @@ def activation_patterns(
     tap: str | None = None,
     select: Select | None = None,
     backend: str = "auto",
-    ids: bool = True,
+    ids: bool = False,
     verify: bool = False,
     exhaustive: bool = False,
     threads: int | None = None,
@@ -101,7 +101,7 @@ def activation_patterns(
     the maximum of results, is on its largest member, the first of equal ones. The output's sign is no part of a pattern.
 
     The points are run some at a time, their bits packed, hashed to 128 bits and put into a set: memory grows with the distinct
-    patterns, and not with the points (but 8 bytes a point for ``ids``).
+    patterns, and not with the points.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def activation_patterns(
         As for :func:`lmn.measure`. Any number of points; all of the model from the tap on is looked at.
     backend : {"auto", "cpp", "reference"}
     ids : bool
-        Whether to tell which pattern each point has; with it, all points of a regular grid are evaluated.
+        Tell which pattern each point has: 8 bytes a point, and all points of a regular grid are evaluated.
     verify : bool
         Compare the bits of patterns whose hashes are equal, and tell how often they were not (``collisions``).
     exhaustive : bool

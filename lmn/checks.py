@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmn.errors import LmnError, in_short
 
@@ -126,3 +128,19 @@ def _hint(model: nn.Module, inputs: Tensor) -> str:
     if inputs.is_floating_point() and inputs.ndim == 1:
         return ". One value a sample? Pass samples[:, None]."
     return ""
+
+
+class LargestTerm(TorchDispatchMode):
+    """Notes the largest value among the results of operations: that of terms which an output may be a small difference of."""
+
+    value = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.is_floating_point() and out.numel():
+            self.value = max(self.value, float(out.detach().abs().max().nan_to_num(0, 0, 0)))
+        return out
+
+    def rounding(self, dtype: torch.dtype) -> float:
+        """What outputs may differ by when they are computed in another way."""
+        return 10 * torch.finfo(dtype).eps * self.value

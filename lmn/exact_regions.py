@@ -5,15 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from lmn.domain import Domain, float64
 from lmn.errors import LmnError, whole_number
+from lmn.kernels.distinct_maps import Maps
 from lmn.kernels.regions import tree
 from lmn.kernels.regions.problem import Subdivision
-from lmn.partition import Array, LinearMaps, Regions, counted, same_maps
+from lmn.partition import Array, LinearMaps, Regions, counted
+
+
+class Lazily(NamedTuple):
+    """What is computed of regions when it is first asked for.
+
+    Attributes
+    ----------
+    geometry : callable
+        The subdivision with its vertices and facets.
+    rounding : callable
+        A bound of the rounding errors of maps, as the norm of all their entries.
+    """
+
+    geometry: Callable[[], Subdivision]
+    rounding: Callable[[], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +54,14 @@ class ExactRegions(Regions):
     layers: tuple[str, ...]
     threads: int
     elapsed: float
-    with_geometry: Callable[[], Subdivision]
+    lazily: Lazily | None
 
     exact: ClassVar[bool] = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without the model: what is computed lazily is computed now."""
+        vertices, rounding = self._geometry, self._rounding
+        return self.__dict__ | {"lazily": None, "_geometry": vertices, "_rounding": rounding}
 
     # -- counts ----------------------------------------------------------------------------------------------------------
 
@@ -55,12 +76,19 @@ class ExactRegions(Regions):
     @cached_property
     def n_linear_regions(self) -> int:
         """Linear regions: neighbouring activation regions with one map merged."""
-        same = same_maps(self._flat_maps, self.neighbours[:, 0], self.neighbours[:, 1])
+        same = self._compared.same(self.neighbours[:, 0], self.neighbours[:, 1])
         return tree.n_components(self.count, self.neighbours[same])
 
-    @property
-    def _flat_maps(self) -> Array:
-        return self.found.maps.reshape(self.count, -1)
+    @cached_property
+    def _compared(self) -> Maps:
+        a, c = self.found.maps[..., :-1].reshape(self.count, -1), self.found.maps[..., -1]
+        error = np.full(self.count, self._rounding)
+        return Maps(a, c, error, error)
+
+    @cached_property
+    def _rounding(self) -> float:
+        assert self.lazily is not None
+        return self.lazily.rounding()
 
     # -- regions ---------------------------------------------------------------------------------------------------------
 
@@ -82,7 +110,10 @@ class ExactRegions(Regions):
 
     @cached_property
     def _geometry(self) -> Subdivision:
-        return self.found if self.found.vertices is not None else self.with_geometry()
+        if self.found.vertices is not None:
+            return self.found
+        assert self.lazily is not None
+        return self.lazily.geometry()
 
     @cached_property
     def vertices(self) -> list[Array]:

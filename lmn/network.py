@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from lmn.checks import called_once, check_initialised, check_no_way_around, check_takes_one_input, checked_outputs
+from lmn.checks import LargestTerm, called_once, check_initialised, check_no_way_around, check_takes_one_input, checked_outputs
 from lmn.errors import LmnError, in_short
 from lmn.kernels.program import Program
 from lmn.lowering import ChainStep, NotAChain, lower
@@ -210,7 +210,9 @@ class Network:
         if why:
             return "whole model", why
         reasons = []
-        expected = torch.cat([self.untraced(part.clone()) for part in checked.split(self._batch_of_model)])
+        with LargestTerm() as largest:
+            expected = torch.cat([self.untraced(part.clone()) for part in checked.split(self._batch_of_model)])
+        atol = 1e-3 * float(expected.abs().max()) + largest.rounding(expected.dtype)
         by_symbols = partial(traced_symbolically, self._root, self._tap_module)
         by_running = partial(traced_by_running, self._run_from_tap, samples)
         for trace in (by_symbols, by_running):
@@ -219,7 +221,7 @@ class Network:
                 # Of two sizes at least: a graph may have taken the batch's for a constant.
                 parts = [checked[:2], *checked[2:].split(self._batch_of_model)]
                 got = torch.cat([self.tail(part.clone()) for part in parts if len(part)])
-                if torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+                if torch.allclose(got, expected, rtol=1e-3, atol=atol):
                     return "traced", ""
                 reasons.append("the traced graph gives other outputs than the model")
             except Exception as error:  # whatever a tracer can't follow, the model itself can

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from lmn.activation_patterns import ActivationPatterns
 from lmn.domain import float64
 from lmn.errors import LmnError
-from lmn.grid import RegularGrid
+from lmn.kernels.distinct_maps import Maps
 from lmn.kernels.patterns.bits import words_of
 from lmn.kernels.program import Program
 from lmn.partition import Array, LinearMaps, Regions, counted
@@ -23,7 +23,15 @@ from lmn.subject import Subject
 # A share of the points that have a region of their own from which a count measures the sample more than the network.
 _NEARLY_EVERY = 0.9
 
+_ROUNDING = 1e-12  # of the terms of c, which is f(x) - A x
 _REGIONS_AT_A_TIME = 1024  # that are looked at again
+
+
+class LookedUp(NamedTuple):
+    """What points are looked up with again."""
+
+    subject: Subject
+    program: Program
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +61,15 @@ class ObservedRegions(Regions):
     """
 
     found: ActivationPatterns
-    subject: Subject
-    program: Program
+    regular: bool
+    looked_up: LookedUp | None
     elapsed: float
 
     exact: ClassVar[bool] = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without the model and its samples: points and maps are in it if they were asked for before."""
+        return self.__dict__ | {"looked_up": None}
 
     @property
     def count(self) -> int:
@@ -103,13 +115,23 @@ class ObservedRegions(Regions):
     def points(self) -> Array:
         return np.concatenate([part.double().cpu().numpy() for part in self._samples()])
 
+    @property
+    def _looked_up(self) -> LookedUp:
+        if self.looked_up is None:
+            raise LmnError(
+                "the points of observed regions are looked up in the model and its samples, which a pickle does not have; "
+                "ask for points and linear_maps before pickling, and locate points with the original."
+            )
+        return self.looked_up
+
     def _samples(self) -> Iterator[Tensor]:
         """The first points of the regions, some at a time: looked up again, and checked to have the patterns that they had."""
+        subject, program = self._looked_up
         parts = -(-self.count // _REGIONS_AT_A_TIME)
         for indices, patterns in zip(np.array_split(self.first, parts), np.array_split(self.patterns, parts), strict=True):
-            with self.subject.network.reading():
-                samples = self.subject.samples(torch.from_numpy(indices))
-                same = np.array_equal(words_of(self.program, samples, 1), patterns)
+            with subject.network.reading():
+                samples = subject.samples(torch.from_numpy(indices))
+                same = np.array_equal(words_of(program, samples, 1), patterns)
             if not same:
                 raise LmnError(
                     "the model before the tap, or the samples, have changed since these regions were observed, and the points "
@@ -119,14 +141,18 @@ class ObservedRegions(Regions):
 
     @cached_property
     def linear_maps(self) -> LinearMaps:
-        double = self.program.in_dtype(torch.float64)
+        double = self._looked_up.program.in_dtype(torch.float64)
         a, c = zip(*(_maps(double, samples.double()) for samples in self._samples()), strict=True)
         return LinearMaps(np.concatenate(a), np.concatenate(c))
 
     @property
-    def _flat_maps(self) -> Array:
+    def _compared(self) -> Maps:
         a, c = self.linear_maps
-        return np.concatenate([a, c[:, :, None]], axis=2).reshape(self.count, -1)
+        x = self.points.reshape(self.count, -1)
+        flat, largest = a.reshape(self.count, -1), float(np.abs(x).max(initial=0)) or 1.0
+        values = np.einsum("nki,ni->nk", a, x)
+        terms = np.linalg.norm(values, axis=1) + np.linalg.norm(values + c, axis=1)  # of which c is a difference
+        return Maps(flat * largest, c, np.zeros(self.count), _ROUNDING * terms)
 
     def locate(self, inputs: Any) -> np.ndarray[Any, Any]:
         """The regions of points, shape (n, ...), as (n,) int64; -1 for one whose pattern was not seen."""
@@ -137,7 +163,7 @@ class ObservedRegions(Regions):
             raise LmnError(f"locate takes points of shape (n, {shape}); got {tuple(x.shape)}.")
         known = {row.tobytes(): region for region, row in enumerate(self.patterns)}
         with torch.no_grad():
-            parts = [words_of(self.program, part, 1) for part in x.split(_REGIONS_AT_A_TIME) if len(part)]
+            parts = [words_of(self._looked_up.program, part, 1) for part in x.split(_REGIONS_AT_A_TIME) if len(part)]
         words = np.concatenate([self.patterns[:0], *parts])
         found = np.array([known.get(row.tobytes(), -1) for row in words], dtype=np.int64)
         found[~torch.isfinite(x).flatten(1).all(1).cpu().numpy()] = -1
@@ -155,8 +181,7 @@ class ObservedRegions(Regions):
     def __str__(self) -> str:
         after = ", ".join(map(str, self.count_after_each_layer))
         # A regular grid's points are no independent draws, of which alone these are estimates.
-        drawn = not isinstance(self.subject.grid, RegularGrid)
-        unseen = f"coverage {self.coverage:.1%}, at least {self.lower_bound:.0f} by Chao1; " if drawn else ""
+        unseen = f"coverage {self.coverage:.1%}, at least {self.lower_bound:.0f} by Chao1; " if not self.regular else ""
         lines = [
             f"{counted(self.count)} observed at {self.n_points} points",
             f"{unseen}after each layer {after}; {self.elapsed:.2f} s",

@@ -10,13 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from lmn.errors import LmnError
-from lmn.kernels.regions.tree import n_components
+from lmn.kernels.distinct_maps import DistinctMaps, Maps
 
 Array = np.ndarray[Any, Any]
-
-# Two maps are one where no entry differs by more than this of the largest in either.
-SAME_MAP = 1e-9
-_PLACES_APART = 4
 
 
 class LinearMaps(NamedTuple):
@@ -87,21 +83,19 @@ class Regions(ABC):
 
     @cached_property
     def n_linear_maps(self) -> int:
-        """Distinct affine maps, wherever they are used: two are one within a billionth of their largest entry."""
-        maps = self._flat_maps
-        # Equal maps have nearly equal projections: they are neighbours in that order, or a few places apart.
-        order = np.argsort(maps @ np.random.default_rng(0).standard_normal(maps.shape[1]), kind="stable")
-        pairs = []
-        for places in range(1, min(_PLACES_APART, len(order) - 1) + 1):
-            i, j = order[:-places], order[places:]
-            same = same_maps(maps, i, j)
-            pairs.append(np.stack([i[same], j[same]], axis=1))
-        return n_components(len(maps), np.concatenate(pairs)) if pairs else 1
+        """Distinct affine maps, wherever they are used.
+
+        Two are one where neither A nor c differs by more than a billionth of A's norm (in units of the domain) or than the
+        rounding errors of the terms that they are summed from. The result does not depend on the order of the regions.
+        """
+        distinct = DistinctMaps()
+        distinct.add(self._compared)
+        return len(distinct)
 
     @property
     @abstractmethod
-    def _flat_maps(self) -> Array:
-        """One row a region."""
+    def _compared(self) -> Maps:
+        """The maps, in units of the domain."""
 
     # -- what only exact regions have ----------------------------------------------------------------------------------------
 
@@ -146,9 +140,3 @@ class Regions(ABC):
 
 def counted(n: int) -> str:
     return f"{n} activation region{'' if n == 1 else 's'}"
-
-
-def same_maps(maps: Array, i: Any, j: Any) -> np.ndarray[Any, Any]:
-    """Whether rows i and j of the maps are one."""
-    size = np.abs(maps).max(axis=1)
-    return np.asarray(np.abs(maps[i] - maps[j]).max(axis=1) <= SAME_MAP * np.maximum(size[i], size[j]))

@@ -8,19 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from lmn.activation_patterns import observe
 from lmn.backends import check_name, choose
+from lmn.checks import LargestTerm
 from lmn.domain import MOST_AXES, Domain, domain_of
 from lmn.errors import LmnError, thread_count, whole_number
-from lmn.exact_regions import ExactRegions
+from lmn.exact_regions import ExactRegions, Lazily
 from lmn.grid import RegularGrid, as_grid
 from lmn.kernels.patterns.problem import Layout
 from lmn.kernels.regions.problem import Problem, Subdivision
+from lmn.kernels.regions.sizes import output_rounding
 from lmn.lowering import NotAChain
-from lmn.observed_regions import ObservedRegions
+from lmn.network import Network
+from lmn.observed_regions import LookedUp, ObservedRegions
 from lmn.partition import Regions
 from lmn.piecewise import chain_on
 from lmn.selection import Select
@@ -118,7 +120,8 @@ def find(
     program, found = observe(
         subject, backend=backend, ids=False, verify=verify, exhaustive=exhaustive, threads=threads, progress=progress
     )
-    return ObservedRegions(found, subject, program, time.perf_counter() - started)
+    looked_up = LookedUp(subject, program)
+    return ObservedRegions(found, isinstance(subject.grid, RegularGrid), looked_up, time.perf_counter() - started)
 
 
 def is_geometric(subject: Subject) -> bool:
@@ -156,7 +159,13 @@ def _exact(subject: Subject, backend: str, max_regions: int, threads: int, start
         layers = tuple(layer.pieces.where for layer in problem.chain.layers)
     else:
         layers = Layout.of(double()).names
-    return ExactRegions(domain, found, layers, threads, time.perf_counter() - started, partial(run, problem, geometry=True))
+    lazily = Lazily(partial(run, problem, geometry=True), partial(_rounding, network, problem))
+    return ExactRegions(domain, found, layers, threads, time.perf_counter() - started, lazily)
+
+
+def _rounding(network: Network, problem: Problem) -> float:
+    with network.reading():
+        return output_rounding(problem)
 
 
 def _check_maps(subject: Subject, domain: Domain, found: Subdivision) -> None:
@@ -164,26 +173,14 @@ def _check_maps(subject: Subject, domain: Domain, found: Subdivision) -> None:
     some = spread(found.n_regions).numpy()
     u, maps = found.centres[some], found.maps[some]
     inputs = subject.like_model(torch.from_numpy(domain.inputs(domain.from_cube(u))))
-    with _Largest() as largest:  # of the terms that an output may be a small difference of
+    with LargestTerm() as largest:
         expected = subject.network.untraced(inputs).double().cpu().numpy()
     got = np.einsum("rka,ra->rk", maps[..., :-1], u) + maps[..., -1]
     if not np.isfinite(expected).all():
         raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
-    atol = 1e-3 * np.abs(expected).max() + 10 * torch.finfo(inputs.dtype).eps * largest.value
+    atol = 1e-3 * np.abs(expected).max() + largest.rounding(inputs.dtype)
     if got.shape != expected.shape or not np.allclose(got, expected, rtol=1e-3, atol=atol):
         raise LmnError(
             "the maps read off the model give other outputs than the model; it does what its graph does not show; "
             "rewrite it with torch's modules and functions, out of place, or measure its linear mapping number."
         )
-
-
-class _Largest(TorchDispatchMode):
-    """Notes the largest value among the results of operations."""
-
-    value = 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.is_floating_point() and out.numel():
-            self.value = max(self.value, float(out.abs().max().nan_to_num(0, 0, 0)))
-        return out

@@ -1,6 +1,7 @@
 """Exact regions of any traced network: against forward passes on dense grids, and against the path for chains."""
 
 import itertools
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_what_must_hold_of_exact_regions(name: str, kind: str) -> None:
     mapped = np.einsum("pka,pa->pk", a[region], inside) + c[region]
     np.testing.assert_allclose(outputs(model, found.inputs(inside)), mapped, atol=1e-9)
     # Every point of a grid has the pattern of the region that the tree of cuts finds it in.
-    seen = lmn.activation_patterns(model, points_of(grid), progress=False)
+    seen = lmn.activation_patterns(model, points_of(grid), ids=True, progress=False)
     labels = found.labels(grid.counts, ends=True).ravel()
     assert (seen.words[seen.ids] == found.patterns[labels]).all()
     assert seen.layers == found.layers
@@ -141,6 +142,16 @@ def test_too_many_regions_are_given_up() -> None:
     model, shape = built("residual convolutions")
     with pytest.raises(lmn.LmnError, match=r"more than max_regions = 50 activation regions here \(\d+ were found"):
         lmn.regions(model, lines_and_planes(shape, "plane"), max_regions=50)
+
+
+@pytest.mark.parametrize("bend", [nn.ReLU(), nn.Sequential(nn.Unflatten(1, (1, 400)), nn.MaxPool1d(4), nn.Flatten())])
+def test_they_are_given_up_within_one_cell(bend: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 400), bend).double()  # all regions are parts of the one cell before the first bend
+    with pytest.raises(lmn.LmnError, match=r"max_regions = 50 activation regions here \((\d+) were found") as raised:
+        lmn.regions(model, lmn.box([-3, -3], [3, 3], 2), backend="torch", max_regions=50)
+    found = int(re.search(r"\((\d+) were found", str(raised.value))[1])  # type: ignore[index]
+    assert 50 < found < 1000
 
 
 class Softmax(nn.Module):

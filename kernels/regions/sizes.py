@@ -11,9 +11,19 @@ from torch import Tensor
 
 from lmn.kernels.pieces import Pieces
 from lmn.kernels.program import Program, Step, Value, units_of
+from lmn.kernels.regions.problem import RELATIVE_TOLERANCE, Problem
 
 _PROBES = 8
 _POINTS_AN_AXIS = 5
+
+
+_OUTPUT = -1
+
+
+def output_rounding(problem: Problem) -> float:
+    """A bound of the rounding errors of the outputs' affine maps on the problem's cube, as the norm of all entries."""
+    sizes = term_sizes(problem.program(), problem.centre, problem.half, problem.shape)
+    return float(RELATIVE_TOLERANCE * (len(problem.half) + 1) ** 0.5 * np.linalg.norm(sizes[_OUTPUT]))
 
 
 def term_sizes(program: Program, centre: np.ndarray, half: np.ndarray, shape: Sequence[int]) -> dict[int, np.ndarray]:
@@ -32,7 +42,7 @@ def term_sizes(program: Program, centre: np.ndarray, half: np.ndarray, shape: Se
     Returns
     -------
     dict of int to ndarray of shape (n_units,), float64
-        By the bend's slot.
+        By the bend's slot; by -1 of the outputs.
     """
     axis = np.linspace(-1, 1, _POINTS_AN_AXIS)
     u = np.array(list(itertools.product(axis, repeat=len(half))))
@@ -51,6 +61,7 @@ def term_sizes(program: Program, centre: np.ndarray, half: np.ndarray, shape: Se
         values[step.target] = step.run([_copy(value) for value in sources], len(points))
         for slot in step.done:
             del values[slot], sizes[slot]
+    found[_OUTPUT] = units_of([sizes[program.output]], 1)[0].numpy()
     return found
 
 
