@@ -238,7 +238,10 @@ torch.manual_seed(0)
 centres = torch.rand(1000, {n_in})
 x = torch.empty({n}, {n_in})
 for part in x.split(10000):
-    part.copy_(centres[torch.randint(1000, (len(part),))])
+    if {all_differ}:
+        part.uniform_()
+    else:
+        part.copy_(centres[torch.randint(1000, (len(part),))])
 
 def status(name):
     with open("/proc/self/status") as file:
@@ -279,17 +282,18 @@ def bench_patterns(benchmark: BenchmarkFixture, threads: int, smoke: bool) -> No
     )
 
 
-def bench_memory_of_patterns(benchmark: BenchmarkFixture, smoke: bool) -> None:
-    """Memory beyond the samples: a million of them with a thousand patterns."""
+@pytest.mark.parametrize("all_differ", [False, True], ids=["1000 distinct", "all distinct"])
+def bench_memory_of_patterns(benchmark: BenchmarkFixture, all_differ: bool, smoke: bool) -> None:
+    """Memory beyond the samples: a million of them with a thousand patterns, or with one each."""
     n = 20_000 if smoke else 1_000_000
-    script = _MEMORY.format(widths=WIDE, n_in=WIDE[0], n=n)
+    script = _MEMORY.format(widths=WIDE, n_in=WIDE[0], n=n, all_differ=all_differ)
     done = benchmark.pedantic(
         lambda: subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False), rounds=1
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["count"] == 1000
-    RATIOS.append(f"patterns of {n:,} samples, 1000 distinct: {found['beyond'] / 2**20:.0f} MiB beyond the samples")
+    assert found["count"] == (n if all_differ else 1000)
+    RATIOS.append(f"patterns of {n:,} samples, {found['count']:,} distinct: {found['beyond'] / 2**20:.0f} MiB beyond them")
 
 
 @pytest.mark.parametrize("name", ["exhaustive", "by blocks"])

@@ -159,7 +159,7 @@ def _draw_polygons(ax: Any, regions: ExactRegions, values: Array, output: int | 
     )
     ax.add_collection(polygons, autolim=False)
     if boundary:
-        ax.add_collection(LineCollection(_boundary(regions, output), colors="crimson", linewidths=1.4), autolim=False)
+        ax.add_collection(LineCollection(list(_boundary(regions, output)), colors="crimson", linewidths=1.4), autolim=False)
     (x_low, y_low), (x_high, y_high) = regions.domain.low, regions.domain.high
     names = _axis_names(regions)
     ax.set(xlim=(x_low, x_high), ylim=(y_low, y_high), xlabel=names[0], ylabel=names[1])
@@ -172,50 +172,52 @@ def _draw_polygons(ax: Any, regions: ExactRegions, values: Array, output: int | 
     return polygons
 
 
-def _boundary(regions: ExactRegions, output: int | None) -> list[Array]:
-    """Segments, each of shape (2, 2), on which an output is zero, or on which two outputs are equal and above the others."""
+def _boundary(regions: ExactRegions, output: int | None) -> Array:
+    """Segments, (n, 2, 2), on which an output is zero, or on which two outputs are equal and above the others."""
     a, c = regions.linear_maps
-    segments = []
     counts = np.array([len(polygon) for polygon in regions.vertices])
     corners, region = np.concatenate(regions.vertices), np.repeat(np.arange(regions.count), counts)
     y = np.einsum("vka,va->vk", a[region], corners) + c[region]
-    single = output is not None or y.shape[1] == 1
-    side = (y[:, [output or 0]] > 0) if single else y.argmax(axis=1)[:, None]
     starts = np.cumsum(counts) - counts
-    mixed = np.flatnonzero(np.maximum.reduceat(side, starts)[:, 0] != np.minimum.reduceat(side, starts)[:, 0])
-    for index in mixed:
-        polygon, values = regions.vertices[index], y[starts[index] : starts[index] + counts[index]]
-        if single:
-            segments += _zeros(polygon, values[:, output or 0])
+    after = np.arange(1, len(corners) + 1)
+    after[starts + counts - 1] = starts  # around each polygon
+    if output is not None or y.shape[1] == 1:
+        return _zeros(y[:, output or 0], corners, after, region)[0]
+    # An output may be the largest in a polygon's middle and at none of its corners, but not if it is below another's least.
+    highest, lowest = np.maximum.reduceat(y, starts), np.minimum.reduceat(y, starts)
+    possible = highest >= lowest.max(axis=1, keepdims=True)
+    segments = [np.empty((0, 2, 2))]
+    for first, second in itertools.combinations(np.flatnonzero(possible.any(axis=0)), 2):
+        both = np.flatnonzero((possible[:, first] & possible[:, second])[region])
+        if not len(both):
             continue
-        rivals = np.flatnonzero(np.bincount(values.argmax(axis=1), minlength=values.shape[1]) > 0)
-        for first, second in itertools.combinations(map(int, rivals), 2):
-            for segment in _zeros(polygon, values[:, first] - values[:, second]):
-                segments += _where_largest(segment, a[index], c[index], first, second)
-    return segments
+        place = np.empty(len(corners), dtype=np.int64)
+        place[both] = np.arange(len(both))
+        difference = y[both, first] - y[both, second]
+        lines, of = _zeros(difference, corners[both], place[after[both]], region[both])
+        segments.append(_where_largest(lines, a[of], c[of], int(first), int(second)))
+    return np.concatenate(segments)
 
 
-def _zeros(polygon: Array, z: Array) -> list[Array]:
-    """Where an affine function with the values z at the vertices is zero: no segment or one."""
-    after = np.roll(np.arange(len(z)), -1)
-    crossed = np.flatnonzero((z > 0) != (z[after] > 0))
-    if len(crossed) != 2:
-        return []
+def _zeros(z: Array, corners: Array, after: Array, region: Array) -> tuple[Array, Array]:
+    """Where functions, affine in each polygon and z at its corners, are zero: segments, (n, 2, 2), and their regions, (n,)."""
+    crossed = np.flatnonzero((z > 0) != (z[after] > 0))  # none or two of the sides of a convex polygon
     t = (z[crossed] / (z[crossed] - z[after[crossed]]))[:, None]
-    return [polygon[crossed] + t * (polygon[after[crossed]] - polygon[crossed])]
+    ends = corners[crossed] + t * (corners[after[crossed]] - corners[crossed])
+    return ends.reshape(-1, 2, 2), region[crossed[::2]]
 
 
-def _where_largest(segment: Array, a: Array, c: Array, first: int, second: int) -> list[Array]:
-    """The part of a segment on which output ``first``, and ``second`` which equals it, is above the others: none or one."""
-    y = np.delete(segment @ a.T + c, [first, second], axis=1) - (segment @ a[first] + c[first])[:, None]
-    low, high = 0.0, 1.0
-    for start, stop in y.T:  # start + t (stop - start) <= 0
-        if start > 0 and stop > 0:
-            return []
-        if start > 0 or stop > 0:
-            zero = start / (start - stop)
-            low, high = (max(low, zero), high) if start > 0 else (low, min(high, zero))
-    return [segment[0] + np.array([[low], [high]]) * (segment[1] - segment[0])] if low < high else []
+def _where_largest(segments: Array, a: Array, c: Array, first: int, second: int) -> Array:
+    """The parts of segments on which output ``first``, and ``second`` which equals it, is above the others."""
+    y = np.einsum("ska,sea->ske", a, segments) + c[:, :, None]
+    below = np.delete(y, [first, second], axis=1) - y[:, [first]]  # (n, n_out - 2, 2), to be negative
+    start, stop = below[..., 0], below[..., 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        zero = start / (start - stop)
+    low = np.where(start > 0, np.where(stop > 0, 1.0, zero), 0.0).max(axis=1, initial=0.0)
+    high = np.where(stop > 0, np.where(start > 0, 0.0, zero), 1.0).min(axis=1, initial=1.0)
+    along = np.stack([low, high], axis=1)[:, :, None] * (segments[:, [1]] - segments[:, [0]])
+    return np.asarray((segments[:, [0]] + along)[low < high])
 
 
 def _draw_line(ax: Any, regions: ExactRegions, values: Array, output: int | None, boundary: bool) -> Any:

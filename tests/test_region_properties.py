@@ -2,6 +2,7 @@
 
 import itertools
 
+import exact_splitter
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ ACTIVATIONS = [
 ]
 
 
-def network(rng: np.random.Generator, n_in: int) -> Weights:
+def network(rng: np.random.Generator, n_in: int, scales: tuple[float, ...] = (-1.0, 1.0, 2.0, -0.3)) -> Weights:
     """Of one to three layers of up to seven units: random, or of small whole numbers, with units that repeat or are zero."""
     widths = (n_in, *rng.integers(1, 8, rng.integers(1, 4)), 2)
     whole = rng.random() < 0.5
@@ -34,7 +35,7 @@ def network(rng: np.random.Generator, n_in: int) -> Weights:
             c[:] = 0
         if rng.random() < 0.3:  # the same line, from either side and at any scale
             i, j = rng.integers(0, b, 2)
-            scale = rng.choice([-1.0, 1.0, 2.0, -0.3])
+            scale = rng.choice(scales)
             w[i], c[i] = scale * w[j], scale * c[j]
         if rng.random() < 0.2:  # parallel to another
             i, j = rng.integers(0, b, 2)
@@ -91,3 +92,21 @@ def test_whatever_the_network(n_in: int, seed: int) -> None:
         outside = found.facet_lines[index] >= sum(found.lines_a_layer)
         assert set(counts[~outside]) <= {2}, told
         assert set(counts[outside]) <= {1}, told
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_same_as_by_rational_numbers(seed: int) -> None:
+    rng, relu = np.random.default_rng(seed), activation("relu")
+    for number in range(150):
+        weights = network(rng, 2, scales=(-1.0, 1.0, 2.0, -0.5))  # which round nothing
+        found = cpp.regions(problem_of(chain_of(weights, 1.0, relu)), geometry=True)
+        expected = exact_splitter.regions(weights, 1.0)
+        told = f"network {number}"
+        assert found.n_regions == len(expected), told
+        areas = sorted(float(exact_splitter.area(region.polygon)) for region in expected)
+        np.testing.assert_allclose(np.sort(found.volumes), areas, rtol=1e-9, atol=1e-14, err_msg=told)
+        inside = np.array([np.mean([[float(x) for x in point] for point in region.polygon], axis=0) for region in expected])
+        number_of = tree.locate(found.cuts, found.children, inside, 1)
+        assert sorted(number_of) == list(range(found.n_regions)), told
+        maps = np.array([[[float(x) for x in output] for output in region.units] for region in expected])
+        np.testing.assert_allclose(found.maps[number_of], maps, atol=1e-9, err_msg=told)
