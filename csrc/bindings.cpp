@@ -285,19 +285,19 @@ lmn::Units units_of(const lmn::Cells& cells, const Doubles& values, const Array&
     return {int64_t(values.shape(2)), values.data(), size.data(), relative_tolerance};
 }
 
-py::tuple told(lmn::CutCells&& cut) {
+py::object told(lmn::CutCells&& cut) {
+    if (cut.stopped) return py::int_(cut.n_found);
     const py::ssize_t n = cut.cells.size(), n_cuts = cut.tree.size(), axes = cut.cells.dimension;
     auto parent = as_array(std::move(cut.parent), {n});
     auto pattern = as_array(std::move(cut.pattern), {n, py::ssize_t(cut.n_words)});
     auto cuts = as_array(std::move(cut.tree.cut), {n_cuts, axes + 1});
     auto children = as_array(std::move(cut.tree.child), {n_cuts, 2});
     auto root = as_array(std::move(cut.root), {py::ssize_t(cut.root.size())});
-    const bool stopped = cut.stopped;
     auto cells = std::make_unique<lmn::Cells>(std::move(cut.cells));
-    return py::make_tuple(py::cast(std::move(cells)), parent, pattern, cuts, children, root, stopped);
+    return py::make_tuple(py::cast(std::move(cells)), parent, pattern, cuts, children, root);
 }
 
-py::tuple cut_by_lines(const lmn::Cells& cells, const Doubles& values, const Array& size, const Indices& unit,
+py::object cut_by_lines(const lmn::Cells& cells, const Doubles& values, const Array& size, const Indices& unit,
                        const Array& breakpoint, int32_t first_line, double relative_tolerance, int64_t max_cells, int threads) {
     const lmn::Units units = units_of(cells, values, size, relative_tolerance);
     require(unit.size() == breakpoint.size(), "unit and breakpoint are (lines)");
@@ -314,7 +314,7 @@ void check_members(const Longs& members, int64_t n_units) {
         require(members.data()[i] >= -1 && members.data()[i] < n_units, "no such unit");
 }
 
-py::tuple cut_by_windows(const lmn::Cells& cells, const Doubles& values, const Array& size, const Longs& members, int sign,
+py::object cut_by_windows(const lmn::Cells& cells, const Doubles& values, const Array& size, const Longs& members, int sign,
                          int bits, int32_t first_line, double relative_tolerance, int64_t max_cells, int threads) {
     const lmn::Units units = units_of(cells, values, size, relative_tolerance);
     check_members(members, units.count);

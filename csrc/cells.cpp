@@ -108,7 +108,7 @@ CutCells cut_all(const Cells& cells, int64_t n_words, int64_t max_cells, int thr
     std::vector<CutCells> parts(n_tasks, empty_like(cells, n_words));
     std::vector<Arena> arenas(std::max(threads, 1));
     Limit limit{max_cells, poll};
-    parallel_for(0, n_tasks, threads, [&](int64_t task, int worker) {
+    const auto work = [&](int64_t task, int worker) {
         CutCells& part = parts[task];
         auto cut = cutter(part, arenas[worker], [&limit, worker](int64_t more) { return limit.enough(more, worker == 0); });
         for (int64_t i = task * kCellsATask; i < std::min(n, (task + 1) * kCellsATask) && !limit.stop; ++i) {
@@ -116,13 +116,12 @@ CutCells cut_all(const Cells& cells, int64_t n_words, int64_t max_cells, int thr
             part.root.push_back(cut(i));
             arenas[worker].release(mark);
         }
-    });
+    };
+    parallel_for(0, n_tasks, threads, work, [&] { limit.enough(0, true); });
     CutCells all = empty_like(cells, n_words);
     all.stopped = limit.stop;
-    if (all.stopped) {  // of which nothing but their number is wanted
-        for (const CutCells& part : parts) append(all.cells, part.cells, 0, part.cells.size());
-        return all;
-    }
+    all.n_found = limit.count;
+    if (all.stopped) return all;
     for (const CutCells& part : parts) append(all, part);
     return all;
 }

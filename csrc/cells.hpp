@@ -61,7 +61,8 @@ struct CutCells {
     int64_t n_words = 0;
     Branches tree;                 // a child is a cut, or ~cell; several may lead to one cell
     std::vector<int64_t> root;     // [parent] the cut that it begins with, or ~cell where it is not cut
-    bool stopped = false;          // there are more than were allowed, or the caller wanted no more
+    bool stopped = false;          // there are more than were allowed, or the caller wanted no more: all else is empty
+    int64_t n_found = 0;           // by then
 };
 
 // poll is called now and then on the calling thread; if it returns true, the cutting stops.

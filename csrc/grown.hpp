@@ -31,11 +31,12 @@ public:
     // Room for n values, the ones beyond the old size undefined.
     void resize(int64_t n) {
         if (n > room_) {
-            room_ = std::max(n, room_ + room_ / 4);
-            T* grown = static_cast<T*>(std::realloc(values_.get(), size_t(room_) * sizeof(T)));
+            const int64_t room = std::max(n, room_ + room_ / 4);
+            T* grown = static_cast<T*>(std::realloc(values_.get(), size_t(room) * sizeof(T)));
             if (!grown) throw std::bad_alloc();
             static_cast<void>(values_.release());
             values_.reset(grown);
+            room_ = room;
         }
     }
 

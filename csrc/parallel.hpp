@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <exception>
 #include <mutex>
@@ -17,12 +19,15 @@ inline int workers_for(double nanoseconds, int most) {
     return nanoseconds < 2 * kWorthAStart ? 1 : int(std::min<double>(most, nanoseconds / kWorthAStart));
 }
 
-// Calls body(index, worker) for first <= index < last on `workers` threads, this one among them.
-template <class Body>
-void parallel_for(int64_t first, int64_t last, int workers, Body body) {
+// Calls body(index, worker) for first <= index < last on `workers` threads, this one among them. When it has nothing left to
+// do, this one calls idle() now and then until the others are done.
+template <class Body, class Idle>
+void parallel_for(int64_t first, int64_t last, int workers, Body body, Idle idle) {
     std::atomic<int64_t> next{first};
     std::exception_ptr failure;
     std::mutex mutex;
+    std::condition_variable done;
+    int busy = 0;
     const auto work = [&](int worker) {
         try {
             for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < last;) body(i, worker);
@@ -34,10 +39,32 @@ void parallel_for(int64_t first, int64_t last, int workers, Body body) {
     };
     {
         std::vector<std::jthread> threads;
-        for (int worker = 1; worker < workers && worker < last - first; ++worker) threads.emplace_back(work, worker);
+        for (int worker = 1; worker < workers && worker < last - first; ++worker) {
+            {
+                const std::lock_guard lock(mutex);
+                ++busy;
+            }
+            threads.emplace_back([&, worker] {
+                work(worker);
+                const std::lock_guard lock(mutex);
+                --busy;
+                done.notify_one();
+            });
+        }
         work(0);
+        std::unique_lock lock(mutex);
+        while (!done.wait_for(lock, std::chrono::milliseconds(20), [&] { return busy == 0; })) {
+            lock.unlock();
+            idle();
+            lock.lock();
+        }
     }
     if (failure) std::rethrow_exception(failure);
+}
+
+template <class Body>
+void parallel_for(int64_t first, int64_t last, int workers, Body body) {
+    parallel_for(first, last, workers, body, [] {});
 }
 
 }  // namespace lmn

@@ -90,6 +90,8 @@ PatternSet::Hash PatternSet::hash_of(const uint64_t* words, int64_t n_words) {
 }
 
 void PatternSet::insert(const uint64_t* words, int64_t n, const int64_t* index, const int64_t* count, int threads, int64_t* key) {
+    if (broken_) throw std::logic_error("the set of patterns ran out of memory before, and is not to be used");
+    broken_ = true;  // until all is put in: where an exception leaves the tables, they name rows that are not there
     const int64_t most = std::min(n, kPiece);
     std::vector<Hash> hash(most);
     std::vector<int64_t> row(key ? 0 : most), added(most), least(most);
@@ -98,6 +100,7 @@ void PatternSet::insert(const uint64_t* words, int64_t n, const int64_t* index, 
     for (int64_t at = 0; at < n; at += kPiece)
         insert_piece({words + at * n_words_, std::min(kPiece, n - at), index + at, count ? count + at : nullptr, hash.data(),
                       key ? key + at : row.data(), added.data(), least.data(), slot.data()}, threads);
+    broken_ = false;
 }
 
 void PatternSet::insert_piece(const Piece& piece, int threads) {
@@ -120,6 +123,12 @@ void PatternSet::insert_piece(const Piece& piece, int threads) {
 
     // New patterns become rows, in the order in which they came.
     const int64_t before = n_rows_;
+    int64_t n_new = 0;
+    for (int64_t i = 0; i < piece.n; ++i) n_new += piece.row[i] == before + i;
+    words_.resize((before + n_new) * n_words_);
+    hash_.resize(before + n_new);
+    count_.resize(before + n_new);
+    first_.resize(before + n_new);
     for (int64_t i = 0; i < piece.n; ++i) {
         if (piece.row[i] < before) continue;
         const int64_t first = piece.row[i] - before;
@@ -128,10 +137,6 @@ void PatternSet::insert_piece(const Piece& piece, int threads) {
             continue;
         }
         const int64_t row = piece.row[i] = n_rows_++;
-        words_.resize(n_rows_ * n_words_);
-        hash_.resize(n_rows_);
-        count_.resize(n_rows_);
-        first_.resize(n_rows_);
         std::copy_n(piece.words_of(i, n_words_), n_words_, words_.data() + row * n_words_);
         hash_[row] = piece.hash[i];
         count_[row] = piece.added[i];
@@ -156,7 +161,7 @@ int64_t PatternSet::search(Shard& shard, const Piece& piece, int64_t i) {
         }
         const bool is_new = place >= 0;
         if ((is_new ? piece.hash[place] : hash_[row]) != hash) continue;
-        if (verify_) {
+        if (verify_ && n_words_ > 0) {
             const uint64_t* known = is_new ? piece.words_of(place, n_words_) : words_.data() + row * n_words_;
             if (std::memcmp(known, piece.words_of(i, n_words_), n_words_ * sizeof(uint64_t)) != 0) {
                 ++shard.collisions;
@@ -191,6 +196,7 @@ int64_t PatternSet::collisions() const {
 }
 
 PatternSet::Rows PatternSet::take(int64_t* key, int64_t n_keys) {
+    if (broken_) throw std::logic_error("the set of patterns ran out of memory before, and is not to be used");
     const int64_t n = n_rows_;
     for (Shard& shard : shards_) std::vector<uint32_t>().swap(shard.table);
     hash_.taken();
@@ -210,7 +216,7 @@ PatternSet::Rows PatternSet::take(int64_t* key, int64_t n_keys) {
             }
     }
     n_rows_ = 0;
-    for (Shard& shard : shards_) shard.size = 0;
+    for (Shard& shard : shards_) shard.size = shard.collisions = 0;
     return {words_.taken(), count_.taken(), first_.taken(), n};
 }
 

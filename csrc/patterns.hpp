@@ -19,7 +19,7 @@ void pack_bits(const T* z, int64_t n_samples, int64_t n_units, const double* bre
 //
 // A pattern is known by a 128-bit hash; with `verify` its bits are compared too. Patterns are rows in the order in which they
 // are first put in; the table from hashes to rows is split by hash into shards, each of which one thread at a time searches and
-// fills: the threads share nothing and lock nothing, and the result depends on neither their number nor the batches.
+// fills: the threads lock nothing, and the result depends on neither their number nor the batches. One caller at a time.
 class PatternSet {
 public:
     struct Rows {
@@ -64,6 +64,7 @@ private:
 
     int64_t n_words_;
     bool verify_;
+    bool broken_ = false;
     int64_t n_rows_ = 0;
     Grown<uint64_t> words_;
     Grown<Hash> hash_;

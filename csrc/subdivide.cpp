@@ -70,7 +70,8 @@ public:
         top_.after_layer.resize(network_.layers.size());
         arenas_.resize(threads);
         grow();
-        parallel_for(0, int64_t(tasks_.size()), threads, [&](int64_t i, int worker) { walk(tasks_[i], worker); });
+        const auto work = [&](int64_t i, int worker) { walk(tasks_[i], worker); };
+        parallel_for(0, int64_t(tasks_.size()), threads, work, [&] { stop_ = stop_ || poll_(); });
         return assembled();
     }
 

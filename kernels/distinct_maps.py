@@ -13,7 +13,7 @@ Array = np.ndarray[Any, Any]
 SAME_MAP = 1e-9
 
 _PROJECTIONS = 4
-_PENDING = 1 << 16  # maps that are put in before they are sorted
+_REACH = 5  # tolerances: a projection of a difference is as long as the difference, give or take
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Maps:
 
 
 class DistinctMaps:
-    """Counts the distinct ones among maps that are put in a few at a time; keeps a few numbers of each, and no map.
+    """Counts the distinct ones among maps that are put in a few at a time; keeps ten numbers of each, and no map.
 
     Maps are projected onto a few fixed random directions, and those are one that are near each other in all projections: sorted
     by one of them, they are split where there is a gap, and so on by the next, until nothing splits. The result depends
@@ -58,25 +58,13 @@ class DistinctMaps:
 
     def __init__(self) -> None:
         self._rows: list[Array] = []  # projections of A, of c, and the tolerances of both
-        self._n_sorted, self._n_pending = 0, 0
 
     def add(self, maps: Maps) -> None:
         columns = [_projected(maps.a), _projected(maps.c), *(t[:, None] for t in maps.tolerances)]
         self._rows.append(np.concatenate(columns, axis=1))
-        self._n_pending += len(maps.a)
-        if self._n_pending > max(_PENDING, self._n_sorted):
-            self._sort()
 
     def __len__(self) -> int:
-        self._sort()
-        return self._n_sorted
-
-    def _sort(self) -> None:
-        """Keep one row of each group."""
-        if self._n_pending:
-            rows = np.concatenate(self._rows)
-            _, first = np.unique(_groups(rows), return_index=True)
-            self._rows, self._n_sorted, self._n_pending = [rows[first]], len(first), 0
+        return int(_groups(np.concatenate(self._rows)).max(initial=-1)) + 1 if self._rows else 0
 
 
 def _projected(rows: Array) -> Array:
@@ -92,7 +80,7 @@ def _groups(rows: Array) -> Array:
             value, tolerance = rows[:, column], rows[:, 2 * _PROJECTIONS + column // _PROJECTIONS]
             order = np.lexsort((value, group))
             v, t, g = value[order], tolerance[order], group[order]
-            gap = np.diff(v) > 2 * np.maximum(t[1:], t[:-1])  # a projection is as long as the vector, give or take
+            gap = np.diff(v) > _REACH * np.maximum(t[1:], t[:-1])
             group[order] = np.cumsum(np.concatenate([[False], gap | (np.diff(g) > 0)]))
         found = int(group.max(initial=-1)) + 1
         if found == n_groups:

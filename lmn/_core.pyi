@@ -80,16 +80,9 @@ class Cells:
     ) -> Cut:
         """The parts of the cells in which each window has one largest member."""
 
-# The parts, their parents, their bits; cuts, their children (a cut, or ~part), and where each parent begins; too many of them?
-Cut = tuple[
-    Cells,
-    NDArray[np.int64],
-    NDArray[np.uint64],
-    NDArray[np.float64],
-    NDArray[np.int64],
-    NDArray[np.int64],
-    bool,
-]
+# The parts, their parents, their bits; cuts, their children (a cut, or ~part), and where each parent begins. Or a number: of
+# parts that are more than were allowed.
+Cut = tuple[Cells, NDArray[np.int64], NDArray[np.uint64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]] | int
 
 def bend_units(
     values: NDArray[np.float64],

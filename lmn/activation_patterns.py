@@ -150,7 +150,13 @@ def observe(
     program = subject.network.program(example.dtype)
     check_agreement(program, subject.network.untraced, example)
     with tqdm(
-        total=grid.n_points, desc="patterns", unit="point", unit_scale=True, delay=1, leave=False, disable=not progress
+        total=grid.n_points,
+        desc="patterns",
+        unit="point",
+        unit_scale=True,
+        delay=1,
+        leave=False,
+        disable=None if progress else True,
     ) as bar:
         problem = Problem(
             program=program,

@@ -96,7 +96,13 @@ def compute(
     pieces = indices.split(_panel(subject.network, planned, example, n))
     redone = 0
     with tqdm(
-        total=len(Pairs(n)), desc="connectivity", unit="pair", unit_scale=True, delay=1, leave=False, disable=not progress
+        total=len(Pairs(n)),
+        desc="connectivity",
+        unit="pair",
+        unit_scale=True,
+        delay=1,
+        leave=False,
+        disable=None if progress else True,
     ) as bar:
         for a, rows in enumerate(pieces):
             for b, columns in enumerate(pieces[a:], a):

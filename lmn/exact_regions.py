@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,22 +14,8 @@ from lmn.errors import LmnError, whole_number
 from lmn.kernels.distinct_maps import Maps
 from lmn.kernels.regions import tree
 from lmn.kernels.regions.problem import Subdivision
+from lmn.kernels.regions.sizes import Rounding
 from lmn.partition import Array, LinearMaps, Regions, counted
-
-
-class Lazily(NamedTuple):
-    """What is computed of regions when it is first asked for.
-
-    Attributes
-    ----------
-    geometry : callable
-        The subdivision with its vertices and facets.
-    rounding : callable
-        A bound of the rounding errors of maps, as the norm of all their entries.
-    """
-
-    geometry: Callable[[], Subdivision]
-    rounding: Callable[[], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +40,15 @@ class ExactRegions(Regions):
     layers: tuple[str, ...]
     threads: int
     elapsed: float
-    lazily: Lazily | None
+    rounding: Rounding
+    with_geometry: Callable[[], Subdivision] | None
 
     exact: ClassVar[bool] = True
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickled without the model: what is computed lazily is computed now."""
-        vertices, rounding = self._geometry, self._rounding
-        return self.__dict__ | {"lazily": None, "_geometry": vertices, "_rounding": rounding}
+        """Pickled without the model, and so with the geometry."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return own | {"found": self._geometry, "with_geometry": None}
 
     # -- counts ----------------------------------------------------------------------------------------------------------
 
@@ -82,13 +69,7 @@ class ExactRegions(Regions):
     @cached_property
     def _compared(self) -> Maps:
         a, c = self.found.maps[..., :-1].reshape(self.count, -1), self.found.maps[..., -1]
-        error = np.full(self.count, self._rounding)
-        return Maps(a, c, error, error)
-
-    @cached_property
-    def _rounding(self) -> float:
-        assert self.lazily is not None
-        return self.lazily.rounding()
+        return Maps(a, c, *(np.full(self.count, bound) for bound in self.rounding))
 
     # -- regions ---------------------------------------------------------------------------------------------------------
 
@@ -112,8 +93,8 @@ class ExactRegions(Regions):
     def _geometry(self) -> Subdivision:
         if self.found.vertices is not None:
             return self.found
-        assert self.lazily is not None
-        return self.lazily.geometry()
+        assert self.with_geometry is not None
+        return self.with_geometry()
 
     @cached_property
     def vertices(self) -> list[Array]:

@@ -194,7 +194,11 @@ def as_grid(grid: Any) -> Samples | RegularGrid:
             f"the grid is {type(grid).__name__}; give the samples as a tensor or a NumPy array with the batch first, or a "
             "regular grid by lmn.box, lmn.plane or lmn.line."
         )
-    if grid.ndim == 0 or len(grid) == 0:
+    if grid.ndim == 0:
+        raise LmnError(
+            "the grid is one number, a tensor of shape (); give samples with the batch first, e.g. x.reshape(1, -1)."
+        )
+    if len(grid) == 0:
         raise LmnError(f"the grid is empty: samples of shape {tuple(grid.shape)}; give at least one sample, the batch first.")
     if grid.is_complex():
         raise LmnError(f"the samples are of dtype {grid.dtype}; give real ones.")

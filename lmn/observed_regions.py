@@ -17,13 +17,15 @@ from lmn.errors import LmnError
 from lmn.kernels.distinct_maps import Maps
 from lmn.kernels.patterns.bits import words_of
 from lmn.kernels.program import Program
+from lmn.kernels.regions.sizes import rounding_by, term_sizes
 from lmn.partition import Array, LinearMaps, Regions, counted
-from lmn.subject import Subject
+from lmn.subject import Subject, spread
 
 # A share of the points that have a region of their own from which a count measures the sample more than the network.
 _NEARLY_EVERY = 0.9
 
 _ROUNDING = 1e-12  # of the terms of c, which is f(x) - A x
+_PROBED = 64  # points at which terms are looked at
 _REGIONS_AT_A_TIME = 1024  # that are looked at again
 
 
@@ -68,7 +70,7 @@ class ObservedRegions(Regions):
     exact: ClassVar[bool] = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickled without the model and its samples: points and maps are in it if they were asked for before."""
+        """Pickled without the model and its samples: what was asked for before is in it."""
         return self.__dict__ | {"looked_up": None}
 
     @property
@@ -145,14 +147,18 @@ class ObservedRegions(Regions):
         a, c = zip(*(_maps(double, samples.double()) for samples in self._samples()), strict=True)
         return LinearMaps(np.concatenate(a), np.concatenate(c))
 
-    @property
+    @cached_property
     def _compared(self) -> Maps:
         a, c = self.linear_maps
-        x = self.points.reshape(self.count, -1)
-        flat, largest = a.reshape(self.count, -1), float(np.abs(x).max(initial=0)) or 1.0
-        values = np.einsum("nki,ni->nk", a, x)
-        terms = np.linalg.norm(values, axis=1) + np.linalg.norm(values + c, axis=1)  # of which c is a difference
-        return Maps(flat * largest, c, np.zeros(self.count), _ROUNDING * terms)
+        x = torch.from_numpy(self.points)
+        program, device = self._looked_up.program.in_dtype(torch.float64), next(self._samples()).device
+        sizes = term_sizes(program, x[spread(len(x), _PROBED)].to(device), x.abs().amax(0, keepdim=True).to(device))
+        bound, largest = rounding_by(sizes), float(x.abs().max()) or 1.0
+        flat = x.reshape(self.count, -1).numpy()
+        ax = np.einsum("nki,ni->nk", a, flat)
+        terms = np.linalg.norm(ax, axis=1) + np.linalg.norm(ax + c, axis=1)  # of which c is a difference
+        error = np.full(self.count, bound.a)
+        return Maps(a.reshape(self.count, -1) * largest, c, error, np.maximum(error, _ROUNDING * terms))
 
     def locate(self, inputs: Any) -> np.ndarray[Any, Any]:
         """The regions of points, shape (n, ...), as (n,) int64; -1 for one whose pattern was not seen."""

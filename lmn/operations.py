@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from lmn.errors import LmnError, in_short
 from lmn.kernels import windows
@@ -120,6 +121,11 @@ def is_plain(module: nn.Module, but_for_torchs: bool = False) -> bool:
     if but_for_torchs:
         hooks = [hook for hook in hooks if not type(hook).__module__.startswith("torch.nn.utils.")]
     return not hooks and "forward" not in vars(module) and type(module).forward.__module__.startswith("torch.nn.modules")
+
+
+def unparametrized(module: nn.Module) -> type[nn.Module]:
+    """A module's class; of one with torch.nn.utils.parametrizations, which get a class of their own, what it was."""
+    return type(module).__mro__[1] if parametrize.is_parametrized(module) else type(module)
 
 
 def is_custom(module: nn.Module) -> bool:

@@ -45,9 +45,10 @@ def draw(
     ----------
     regions : ExactRegions
     fill : {"norm", "output", "layer", "volume"}
-        What a region's colour tells: the Frobenius norm of its map; the output in its middle (the class with the largest
-        output, where there are several); the number of the activation that cut it last; the logarithm of its size. On a line
-        the outputs are drawn as they are, and the colour is that of the line's background.
+        What a region's colour tells: the Frobenius norm of its map; the output in its middle, and in a slice at each point of
+        it; the number of the activation that cut it last; the logarithm of its size. Of several outputs "output" is which is
+        the largest, and regions are divided where that changes. On a line the outputs are drawn as they are, and the colour is
+        that of the line's background.
     output : int, optional
         Of several outputs, the one to look at, instead of which is largest.
     boundary : bool
@@ -75,15 +76,16 @@ def draw(
         ax = plt.figure(figsize=(6.4, 5.6), layout="constrained").gca()
     if not hasattr(ax, "add_collection"):
         raise LmnError(f"ax is one matplotlib Axes; got {type(ax).__name__}.")
-    values = _values(regions, fill, output)
-    if regions.domain.n_axes == 1:
-        shown = _draw_line(ax, regions, values, output, boundary)
-    elif regions.domain.n_axes == 2:
-        shown = _draw_polygons(ax, regions, values, output, boundary)
-    else:
-        shown = _draw_slice(ax, regions, values, output, boundary, axis, at)
     classes = fill == "output" and output is None and n_out > 1
+    if regions.domain.n_axes == _SLICED:
+        shown, values = _draw_slice(ax, regions, fill, output, boundary, axis, at)
+    else:
+        cells, values = _by_class(regions) if classes else (regions.vertices, _values(regions, fill, output))
+        draw_cells = _draw_line if regions.domain.n_axes == 1 else _draw_polygons
+        shown = draw_cells(ax, regions, cells, values, output, boundary)
     label = "largest output" if classes else FILLS[fill]
+    if fill == "output" and regions.domain.n_axes == _SLICED and not classes:
+        label = "output"
     if classes or fill == "layer":
         numbers = np.arange(values.min(), values.max() + 1)
         shown.set_cmap(plt.get_cmap("viridis", len(numbers)))
@@ -134,8 +136,7 @@ def _values(regions: ExactRegions, fill: str, output: int | None) -> Array:
             a = a @ np.linalg.inv(np.linalg.cholesky(regions.domain.metric)).T
         return np.asarray(np.sqrt((a**2).sum(axis=(1, 2))))
     if fill == "output":
-        y = np.einsum("rka,ra->rk", a, regions.points) + c
-        return np.asarray(y[:, output or 0] if output is not None or y.shape[1] == 1 else y.argmax(axis=1).astype(float))
+        return np.asarray(np.einsum("ra,ra->r", a[:, output or 0], regions.points) + c[:, output or 0])
     if fill == "layer":
         return regions.last_cuts.astype(float)
     return np.asarray(np.log10(regions.volumes))
@@ -146,12 +147,14 @@ def _axis_names(regions: ExactRegions) -> Sequence[str]:
     return [f"{letter}[{index}]" for index in range(regions.domain.n_axes)]
 
 
-def _draw_polygons(ax: Any, regions: ExactRegions, values: Array, output: int | None, boundary: bool) -> Any:
+def _draw_polygons(
+    ax: Any, regions: ExactRegions, cells: list[Array], values: Array, output: int | None, boundary: bool
+) -> Any:
     from matplotlib.collections import LineCollection, PolyCollection
 
     edges = regions.count <= _ENOUGH_POLYGONS_FOR_EDGES
     polygons = PolyCollection(
-        regions.vertices,
+        cells,
         array=values,
         edgecolors="#00000066" if edges else "face",
         linewidths=0.2 if edges else 0.05,
@@ -172,6 +175,40 @@ def _draw_polygons(ax: Any, regions: ExactRegions, values: Array, output: int | 
     return polygons
 
 
+def _by_class(regions: ExactRegions) -> tuple[list[Array], Array]:
+    """The regions divided by which output is the largest: the vertices of each cell, and that output."""
+    a, c = regions.linear_maps
+    cells, classes = list[Array](), list[int]()
+    for corners, ak, ck in zip(regions.vertices, a, c, strict=True):
+        y = corners @ ak.T + ck
+        largest = y.argmax(axis=1)
+        if (largest == largest[0]).all():
+            cells.append(corners)
+            classes.append(int(largest[0]))
+            continue
+        possible = np.flatnonzero(y.max(axis=0) >= y.min(axis=0).max())
+        for k in possible:
+            cell = corners
+            for other in possible[possible != k]:
+                cell = _clipped(cell, cell @ (ak[k] - ak[other]) + ck[k] - ck[other])
+            if len(cell) > regions.domain.n_axes:
+                cells.append(cell)
+                classes.append(int(k))
+    return cells, np.array(classes, dtype=np.float64)
+
+
+def _clipped(corners: Array, z: Array) -> Array:
+    """The part of a convex cell in which an affine function, z at its corners, is positive: its corners, in their order."""
+    kept = list[Array]()
+    for k in range(len(corners)):
+        after = (k + 1) % len(corners)
+        if z[k] > 0:
+            kept.append(corners[k])
+        if (z[k] > 0) != (z[after] > 0):
+            kept.append(corners[k] + z[k] / (z[k] - z[after]) * (corners[after] - corners[k]))
+    return np.array(kept).reshape(-1, corners.shape[1])
+
+
 def _boundary(regions: ExactRegions, output: int | None) -> Array:
     """Segments, (n, 2, 2), on which an output is zero, or on which two outputs are equal and above the others."""
     a, c = regions.linear_maps
@@ -188,9 +225,10 @@ def _boundary(regions: ExactRegions, output: int | None) -> Array:
     possible = highest >= lowest.max(axis=1, keepdims=True)
     segments = [np.empty((0, 2, 2))]
     for first, second in itertools.combinations(np.flatnonzero(possible.any(axis=0)), 2):
-        both = np.flatnonzero((possible[:, first] & possible[:, second])[region])
-        if not len(both):
+        rivals = possible[:, first] & possible[:, second]
+        if not rivals.any():
             continue
+        both = np.flatnonzero(rivals[region])
         place = np.empty(len(corners), dtype=np.int64)
         place[both] = np.arange(len(both))
         difference = y[both, first] - y[both, second]
@@ -220,7 +258,7 @@ def _where_largest(segments: Array, a: Array, c: Array, first: int, second: int)
     return np.asarray((segments[:, [0]] + along)[low < high])
 
 
-def _draw_line(ax: Any, regions: ExactRegions, values: Array, output: int | None, boundary: bool) -> Any:
+def _draw_line(ax: Any, regions: ExactRegions, cells: list[Array], values: Array, output: int | None, boundary: bool) -> Any:
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -232,7 +270,8 @@ def _draw_line(ax: Any, regions: ExactRegions, values: Array, output: int | None
     y = y if output is None else y[:, [output]]
     low, high = float(y.min()), float(y.max())
     margin = 0.05 * (high - low or 1.0)
-    strips = [Rectangle((left, low - margin), right - left, high - low + 2 * margin) for left, right in ends]
+    spans = [(float(cell.min()), float(cell.max())) for cell in cells]
+    strips = [Rectangle((left, low - margin), right - left, high - low + 2 * margin) for left, right in spans]
     background = PatchCollection(strips, array=values, alpha=0.35, linewidths=0)
     ax.add_collection(background, autolim=False)
     several = y.shape[1] > 1
@@ -251,14 +290,19 @@ def _draw_line(ax: Any, regions: ExactRegions, values: Array, output: int | None
 
 
 def _draw_slice(
-    ax: Any, regions: ExactRegions, values: Array, output: int | None, boundary: bool, axis: int, at: float | None
-) -> Any:
+    ax: Any, regions: ExactRegions, fill: str, output: int | None, boundary: bool, axis: int, at: float | None
+) -> tuple[Any, Array]:
     domain = regions.domain
     axis = whole_number(axis, "axis", 0)
     at = float(domain.low[axis] + domain.high[axis]) / 2 if at is None and axis < _SLICED else at
     labels = regions.slice_labels(axis, at, _SLICE)  # type: ignore[arg-type]
     assert at is not None
-    image = values[labels]
+    y = _outputs_of_slice(regions, labels, axis, at)
+    if fill == "output":
+        several = output is None and y.shape[2] > 1
+        image = y.argmax(axis=2).astype(float) if several else y[..., output or 0]
+    else:
+        image = _values(regions, fill, output)[labels]
     p, q = (other for other in range(3) if other != axis)
     extent = (domain.low[p], domain.high[p], domain.low[q], domain.high[q])
     shown = ax.imshow(image.T, origin="lower", extent=extent, interpolation="nearest")
@@ -269,22 +313,30 @@ def _draw_slice(
     ink[..., 3] = 0.35 * edges.T
     ax.imshow(ink, origin="lower", extent=extent, interpolation="nearest")
     if boundary:
-        _draw_boundary_of_slice(ax, regions, labels, output, axis, at)
+        _draw_boundary_of_slice(ax, y, extent, output)
     names = _axis_names(regions)
     ax.set(xlabel=names[p], ylabel=names[q])
     ax.set_title(f"{len(np.unique(labels)):,} of {regions.count:,} activation regions")
     ax.text(0.02, 0.02, f"{names[axis]} = {at:.4g}", transform=ax.transAxes, backgroundcolor="#ffffffaa")
-    return shown
+    return shown, image
 
 
-def _draw_boundary_of_slice(ax: Any, regions: ExactRegions, labels: Array, output: int | None, axis: int, at: float) -> None:
-    domain, (p, q) = regions.domain, [other for other in range(3) if other != axis]
-    n = labels.shape[0]
-    u, v = (domain.low[i] + (np.arange(n) + 0.5) / n * (domain.high[i] - domain.low[i]) for i in (p, q))
+def _outputs_of_slice(regions: ExactRegions, labels: Array, axis: int, at: float) -> Array:
+    """The outputs in a slice's cells: (n, n, n_out)."""
+    domain, (p, q), n = regions.domain, [other for other in range(3) if other != axis], len(labels)
     x = np.empty((n, n, 3))
+    u, v = (_cells_between(domain.low[i], domain.high[i], n) for i in (p, q))
     x[..., axis], x[..., p], x[..., q] = at, u[:, None], v[None, :]
     a, c = regions.linear_maps
-    y = np.einsum("ijka,ija->ijk", a[labels], x) + c[labels]
+    return np.asarray(np.einsum("ijka,ija->ijk", a[labels], x) + c[labels])
+
+
+def _cells_between(low: float, high: float, n: int) -> Array:
+    return np.asarray(low + (np.arange(n) + 0.5) / n * (high - low))
+
+
+def _draw_boundary_of_slice(ax: Any, y: Array, extent: Sequence[float], output: int | None) -> None:
+    u, v = _cells_between(extent[0], extent[1], len(y)), _cells_between(extent[2], extent[3], len(y))
     if output is None and y.shape[2] > 1:
         second, first = np.moveaxis(np.partition(y, -2, axis=2)[..., -2:], 2, 0)
         largest = y.argmax(axis=2)

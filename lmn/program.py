@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -82,9 +83,10 @@ def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
 class _Builder:
     def __init__(self, module: fx.GraphModule, sample: Tensor) -> None:
         self._module, self._sample = module, sample
-        self._two, self._three = _Recorder(module, sample.dtype), _Recorder(module, sample.dtype)
+        self._few, self._more = _Recorder(module, sample.dtype), _Recorder(module, sample.dtype)
+        self._n = _unlike(module, sample)  # samples of the few; one more are the more
         with torch.no_grad():
-            for recorder, n in ((self._two, 2), (self._three, 3)):
+            for recorder, n in ((self._few, self._n), (self._more, self._n + 1)):
                 recorder.run(sample.repeat(n, *[1] * (sample.ndim - 1)))
         self._slots: dict[fx.Node, int] = {}
         self._values_only: set[fx.Node] = set()  # operations that return (values, indices), of which the values are kept
@@ -92,8 +94,10 @@ class _Builder:
         self._place = {node: place for place, node in enumerate(module.graph.nodes)}
 
     def build(self) -> Program:
-        output = -1
+        output, live = -1, self._live()
         for node in self._module.graph.nodes:
+            if node not in live:
+                continue
             if node.op == "placeholder":
                 self._slots[node] = 0
             elif node.op == "output":
@@ -102,9 +106,18 @@ class _Builder:
                 self._read(node)
         return Program(self._with_ends(output), output, self._widest(), self._in_dtype)
 
+    def _live(self) -> set[fx.Node]:
+        """What the output needs, and what may write into what it needs."""
+        live = set[fx.Node]()
+        for node in reversed(self._module.graph.nodes):
+            writes = node.op.startswith("call") and operations.in_place(node, self._submodule(node))
+            if node in live or writes or node.op in ("output", "placeholder"):
+                live |= {node, *node.all_input_nodes}
+        return live
+
     def _read(self, node: fx.Node) -> None:
         sources = [source for source in node.all_input_nodes if source in self._slots]
-        value = self._three.env[node]
+        value = self._more.env[node]
         tensors = isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(isinstance(x, Tensor) for x in value))
         grows = any(self._of_batch(source) for source in node.all_input_nodes if source not in self._slots)
         if not tensors or not (sources or grows):
@@ -116,7 +129,7 @@ class _Builder:
         if of_maximum and node.args[1] not in (0, "values"):
             self._check_unused(node)
             return
-        if of_maximum or _is_cast(node, self._three.env):
+        if of_maximum or _is_cast(node, self._more.env):
             self._slots[node] = self._slots[sources[0]]
             return
         in_place = bool(sources) and operations.in_place(node, module)
@@ -130,8 +143,8 @@ class _Builder:
             run = _first_of(run)
             self._values_only.add(node)
             value = value[0]
-        elif self._two.shapes[node][:1] != (2,) or self._three.shapes[node][:1] != (3,):
-            raise LmnError(f"'{node.name}' does not keep the batch first.")
+        elif self._few.shapes[node][:1] != (self._n,) or self._more.shapes[node][:1] != (self._n + 1,):
+            raise _batch_elsewhere(f"'{node.name}'")
         shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
         target = len(self._steps) + 1
         self._steps.append(Step(node.name, tuple(self._slots[s] for s in sources), target, run, bend, shape))
@@ -148,29 +161,29 @@ class _Builder:
 
     def _check_nothing_else_is_written(self, node: fx.Node, source: fx.Node) -> None:
         """An operation in place changes no result but its own: none that is a view of the same memory is used after it."""
-        memory, slot = _storages(self._three.env[source]), self._slots[source]
+        memory, slot = _storages(self._more.env[source]), self._slots[source]
         for other, its_slot in self._slots.items():
             used_later = any(self._place[user] > self._place[node] for user in other.users)
-            if its_slot != slot and used_later and memory & _storages(self._three.env[other]):
+            if its_slot != slot and used_later and memory & _storages(self._more.env[other]):
                 raise LmnError(
                     f"'{_where(node)}' writes in place into what '{_where(other)}' is a view of, and that is used afterwards; "
                     "write it without the operation in place."
                 )
 
     def _submodule(self, node: fx.Node) -> nn.Module | None:
-        return self._three.fetch_attr(str(node.target)) if node.op == "call_module" else None
+        return self._more.fetch_attr(str(node.target)) if node.op == "call_module" else None
 
     # -- arguments -------------------------------------------------------------------------------------------------------
 
     def _of_batch(self, node: fx.Node) -> bool:
-        return _linear(self._two.env[node], self._three.env[node]) is not None
+        return _linear(self._few.env[node], self._more.env[node], self._n) is not None
 
     def _argument(self, node: fx.Node) -> Any:
         """What a node that is no sample-dependent tensor gives: a constant, or a function of the batch's size."""
-        value = self._three.env[node]
+        value = self._more.env[node]
         if isinstance(value, Tensor):
             return value
-        return _linear(self._two.env[node], value) or value
+        return _linear(self._few.env[node], value, self._n) or value
 
     def _runner(
         self, node: fx.Node, module: nn.Module | None, sources: list[fx.Node]
@@ -198,10 +211,10 @@ class _Builder:
 
     def _bend(self, node: fx.Node, module: nn.Module | None, sources: list[fx.Node]) -> Pieces | Windows | None:
         name, where = operations.name_of(node, module), _where(node)
-        shapes = [self._three.shapes[source][1:] for source in sources if source in self._three.shapes]
+        shapes = [self._more.shapes[source][1:] for source in sources if source in self._more.shapes]
         others = [arg for arg in node.args if arg not in sources]
-        args: Any = tuple(self._three.map_nodes_to_values(others, node))  # type: ignore[arg-type]
-        kwargs: Any = self._three.map_nodes_to_values(node.kwargs, node)
+        args: Any = tuple(self._more.map_nodes_to_values(others, node))  # type: ignore[arg-type]
+        kwargs: Any = self._more.map_nodes_to_values(node.kwargs, node)
         found: Activation | Windows | None = None
         if module is not None and not operations.is_plain(module) and not operations.is_custom(module):
             return None  # what its class says is not what it does
@@ -215,7 +228,7 @@ class _Builder:
         elif module is None and name in operations.ACTIVATION_FUNCTIONS and len(sources) == 1:
             found = operations.read_activation(name, operations.parameters_of(name, args, kwargs), shapes[0], where)
         elif shapes and (name in operations.MAXIMA or "pool" in name.lower()):
-            value = self._three.env[node]
+            value = self._more.env[node]
             out = value[0] if isinstance(value, tuple | list) else value
             options = operations.window_options(name, args, kwargs, module)
             found = operations.read_windows(name, options, shapes, tuple(out.shape[1:]), where)
@@ -230,7 +243,8 @@ class _Builder:
     ) -> None:
         """Known to be affine, and it is: of a mixture of two arguments it gives the mixture of its results."""
         name = operations.name_of(node, module)
-        known = type(module) in operations.KNOWN_MODULES if module is not None else name in operations.AFFINE
+        kind = None if module is None else operations.unparametrized(module)
+        known = kind in operations.KNOWN_MODULES if module is not None else name in operations.AFFINE
         if name in operations.SMOOTH:
             raise not_piecewise_linear(name, _where(node))
         if module is not None and known and not operations.is_plain(module, but_for_torchs=True):
@@ -246,19 +260,20 @@ class _Builder:
         generator = torch.Generator().manual_seed(0)
         probes = []
         for source in sources:
-            shape = self._three.shapes.get(source)
+            shape = self._more.shapes.get(source)
             if shape is None:
                 return  # parts of a tuple: checked where they are used
-            first, second = torch.randn(2, 1, *shape[1:], generator=generator, dtype=torch.float64)
-            probes.append(torch.cat([first, second, 0.3 * first + 0.7 * second]).to(self._sample))
+            some = torch.randn(self._n + 1, *shape[1:], generator=generator, dtype=torch.float64)
+            some[2] = 0.3 * some[0] + 0.7 * some[1]
+            probes.append(some.to(self._sample))
         try:
             with torch.no_grad():
-                out = run(probes, 3)
+                out = run(probes, self._n + 1)
         except Exception as error:
             raise LmnError(f"'{_where(node)}' ({name}) can't be run on a batch of its own: {in_short(error)}.") from error
         for part in out if isinstance(out, tuple | list) else (out,):
-            if part.shape[:1] != (3,):
-                raise LmnError(f"'{_where(node)}' ({name}) does not keep the batch first.")
+            if part.shape[:1] != (self._n + 1,):
+                raise _batch_elsewhere(f"'{_where(node)}' ({name})")
             expected = 0.3 * part[0] + 0.7 * part[1]
             tolerance = 100 * torch.finfo(self._sample.dtype).eps * float(part.abs().max() + 1) if part.numel() else 0.0
             if part.numel() and float((part[2] - expected).abs().max()) > tolerance:
@@ -315,16 +330,32 @@ def _first_of(run: Callable[[Sequence[Value], int], Value]) -> Callable[[Sequenc
     return lambda values, batch: run(values, batch)[0]
 
 
-def _linear(two: Any, three: Any) -> Any:
-    """What numbers, or tuples of them, are as functions of the batch's size by what they are for 2 and 3; None: constants."""
-    if isinstance(three, tuple | list):
-        parts = [_linear(a, b) for a, b in zip(two, three, strict=True)]
+def _linear(few: Any, more: Any, n: int) -> Any:
+    """What numbers, or tuples of them, are as functions of the batch's size, from those for n and n + 1; None: constants."""
+    if isinstance(more, tuple | list):
+        parts = [_linear(a, b, n) for a, b in zip(few, more, strict=True)]
         return (
-            None if all(part is None for part in parts) else [b if p is None else p for p, b in zip(parts, three, strict=True)]
+            None if all(part is None for part in parts) else [b if p is None else p for p, b in zip(parts, more, strict=True)]
         )
-    if isinstance(three, int) and not isinstance(three, bool) and three != two:
-        return _OfBatch(3 * two - 2 * three, three - two)
+    if isinstance(more, int) and not isinstance(more, bool) and more != few:
+        return _OfBatch(few - n * (more - few), more - few)
     return None
+
+
+def _unlike(module: fx.GraphModule, sample: Tensor) -> int:
+    """A batch size that, as one more, is no size of the model's own: what has it is seen to grow with the batch."""
+    tensors = (sample, *module.parameters(), *module.buffers())
+    sizes = {size for tensor in tensors for size in tensor.shape[int(tensor is sample) :]}
+    for child in module.modules():
+        sizes |= {len(list(child.children()))}
+    return next(n for n in itertools.count(2) if not sizes & {n, n + 1})
+
+
+def _batch_elsewhere(what: str) -> LmnError:
+    return LmnError(
+        f"{what} does not keep the batch first, and regions are found sample by sample; write it with the batch as the first "
+        "dimension throughout (stack along dim=1, say), or measure the linear mapping number, metrics=('lmn',)."
+    )
 
 
 def _at_batch(value: Any, batch: int) -> Any:

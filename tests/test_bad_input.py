@@ -98,7 +98,7 @@ def measure(model: nn.Module, grid: object, **options: object) -> lmn.Measuremen
         (mlp(), bad(torch.nan), {}, "1 of 5 samples have a NaN"),
         (mlp(), bad(torch.inf), {}, "1 of 5 samples have a NaN or an infinity"),
         (mlp(), torch.ones(0, 4), {}, "the grid is empty"),
-        (mlp(), torch.tensor(1.0), {}, "the grid is empty"),
+        (mlp(), torch.tensor(1.0), {}, "the grid is one number"),
         (mlp(), "samples", {}, "the grid is str; give the samples as a tensor"),
         (mlp(), np.array(["a"]), {}, "an array of dtype <U1; give numbers"),
         (mlp(), torch.ones(3, 4, dtype=torch.complex64), {}, "complex64; give real ones"),

@@ -115,3 +115,19 @@ def test_a_measurement_can_be_pickled(samples: int | None) -> None:
     else:
         with pytest.raises(lmn.LmnError, match="a pickle does not have"):
             again.regions.locate(grid)
+
+
+@pytest.mark.parametrize("samples", [False, True])
+def test_an_output_that_cancels_has_one_map_over_samples_too(samples: bool) -> None:
+    grid = SQUARE if not samples else torch.rand(3000, 2, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    assert lmn.regions(Cancelling(network()), grid).n_linear_maps == 1
+
+
+@pytest.mark.parametrize("change", [1e8, float("nan")])
+def test_what_becomes_of_the_model_changes_no_count(change: float) -> None:
+    model = network()
+    before, after = lmn.regions(model, SQUARE), lmn.regions(model, SQUARE)
+    expected = before.n_linear_maps, before.n_linear_regions
+    with torch.no_grad():
+        model[0].weight.mul_(change)
+    assert (after.n_linear_maps, after.n_linear_regions) == expected

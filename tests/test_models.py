@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import lmn
 
@@ -158,3 +158,33 @@ class Squeezed(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x).squeeze()  # of one sample, a number
+
+
+class Branches(nn.Module):
+    """The symbolic tracer takes the wrong branch of it; an attention mask makes its results large."""
+
+    def __init__(self, fill: float) -> None:
+        super().__init__()
+        self.fill = fill
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Tensor):
+            x = torch.sin(3 * x)
+        scores = (x[:, :, None] * x[:, None, :]).masked_fill(torch.ones(4, 4).triu(1).bool(), self.fill)
+        return (scores.softmax(-1) @ x[:, :, None])[..., 0]
+
+
+@pytest.mark.parametrize("fill", [-1e4, -1e9, torch.finfo(torch.float32).min])
+def test_large_values_on_the_way_hide_no_wrong_trace(fill: float) -> None:
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    expected = lmn.connectivity(Branches(-float("inf")), x, backend="reference", progress=False)
+    got = lmn.connectivity(Branches(fill), x, progress=False)
+    torch.testing.assert_close(got.double(), expected.double(), rtol=0, atol=1e-5)
+
+
+def test_dtypes_that_torch_can_hardly_compute_in() -> None:
+    class Quantized(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x.to(torch.float8_e4m3fn).to(x.dtype)).sum(1, keepdim=True)
+
+    assert lmn.connectivity(Quantized(), torch.randn(5, 3), progress=False).shape == (5, 5)

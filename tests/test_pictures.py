@@ -101,6 +101,34 @@ def test_the_boundary_is_where_the_output_is_zero_or_two_are_largest(n_out: int)
     assert changes.sum() >= 0.95 * crossed.sum()
 
 
+@pytest.mark.parametrize("n_in", [1, 2, 3])
+def test_of_several_outputs_the_colour_is_the_largest_everywhere(n_in: int) -> None:
+    torch.manual_seed(3)
+    model = mlp((n_in, 16, 10))
+    found = lmn.regions(model, lmn.box([-3.0] * n_in, [3.0] * n_in, 2))
+    ax = found.plot("output")
+    if n_in == 3:
+        image = np.asarray(ax.images[0].get_array()).T
+        cells = -3 + 6 * (np.arange(len(image)) + 0.5) / len(image)
+        points = np.stack([*np.meshgrid(cells[::37], cells[::41], indexing="ij"), np.zeros((28, 25))], axis=-1)
+        with torch.no_grad():
+            largest = model(torch.from_numpy(points)).argmax(-1).numpy()
+        assert (image[::37, ::41] == largest).mean() > 0.995  # pixels on a boundary
+        return
+    drawn = artist(ax, PatchCollection if n_in == 1 else PolyCollection)
+    corners = [np.asarray(path.vertices[:-1, :n_in]) for path in drawn.get_paths()]
+    if n_in == 1:
+        sizes = np.array([np.ptp(c) for c in corners])
+    else:
+        turned = [np.roll(c, -1, axis=0) for c in corners]
+        sizes = np.array([abs((c[:, 0] * t[:, 1] - c[:, 1] * t[:, 0]).sum()) / 2 for c, t in zip(corners, turned, strict=True)])
+    assert sizes.sum() == pytest.approx(6.0**n_in, rel=1e-9)
+    middles = torch.from_numpy(np.array([(c.min(0) + c.max(0)) / 2 if n_in == 1 else c.mean(0) for c in corners]))
+    with torch.no_grad():
+        assert (model(middles).argmax(1).numpy() == drawn.get_array()).all()
+    assert len(corners) > found.count
+
+
 def test_a_line_has_its_outputs_and_its_regions() -> None:
     found = regions(1)
     ax = found.plot()

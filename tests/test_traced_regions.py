@@ -1,7 +1,11 @@
 """Exact regions of any traced network: against forward passes on dense grids, and against the path for chains."""
 
 import itertools
+import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -328,3 +332,69 @@ def test_torchs_own_reparametrisations_are_no_obstacle() -> None:
     head, grid = nn.Linear(8, 2), lmn.box([-1, -1], [1, 1], 8)
     found, expected = (lmn.regions(nn.Sequential(first, nn.ReLU(), head), grid).count for first in (layer, plain))
     assert found == expected
+
+
+class Heads(nn.Module):
+    """Outputs beside the one that is measured: smooth, of the whole batch, and bent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.body(x)
+        return {"logits": y, "probabilities": y.softmax(-1), "loss": y.sum(), "gate": torch.relu(y), "mean": torch.tanh(y)}
+
+
+@pytest.mark.parametrize("grid", [lmn.box([-1, -1], [1, 1], 8), torch.linspace(-1, 1, 40).reshape(20, 2)])
+def test_outputs_that_are_not_measured_do_not_matter(grid: object) -> None:
+    torch.manual_seed(0)
+    model = Heads()
+    assert lmn.regions(model, grid).count == lmn.regions(model.body, grid).count
+
+
+@pytest.mark.parametrize("parametrized", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+def test_parametrized_layers(parametrized: Callable, backend: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(parametrized(nn.Linear(2, 8)), nn.ReLU(), nn.Linear(8, 1)).double().eval()
+    x = 2 * torch.rand(400, 2).double() - 1
+    found, seen = lmn.regions(model, lmn.box([-1, -1], [1, 1], 8), backend=backend), lmn.regions(model, x)
+    assert len(np.unique(found.locate(x))) == seen.count
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_a_batch_that_is_not_first_is_named_whatever_the_sizes(k: int) -> None:
+    class Stacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branches = nn.ModuleList(nn.Linear(2, 8) for _ in range(k))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([branch(x) for branch in self.branches]).amax(0)
+
+    with pytest.raises(lmn.LmnError, match=r"'stack'.* does not keep the batch first.*stack along dim=1"):
+        lmn.regions(Stacked(), lmn.box([-1, -1], [1, 1], 8))
+
+
+def test_ctrl_c_is_heard_while_the_last_cell_is_cut_by_another_thread() -> None:
+    # Seventeen cells before the second bend: all but the last are one task, and no line cuts them.
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines = nn.Linear(2, 6000)
+            with torch.no_grad():
+                self.lines.bias.uniform_(-1, 1).mul_(self.lines.weight.norm(dim=1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            steps = torch.relu(x[:, :1] - torch.linspace(-0.95, 0.95, 16).to(x))
+            inside = torch.cat([steps[:, -1:] * 40 - 1, x[:, 1:]], dim=1)  # -1 in all cells but the last
+            return torch.relu(self.lines(inside)).sum(1, keepdim=True)
+
+    torch.manual_seed(0)
+    timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        lmn.regions(Last().double(), lmn.box([-1, -1], [1, 1], 2), backend="torch", threads=2, max_regions=2**31 - 1)
+    assert time.monotonic() - started < 8

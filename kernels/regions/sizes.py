@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lmn.kernels.pieces import Pieces
 from lmn.kernels.program import Program, Step, Value, units_of
-from lmn.kernels.regions.problem import RELATIVE_TOLERANCE, Problem
+from lmn.kernels.regions.problem import RELATIVE_TOLERANCE, Chain, Problem
 
 _PROBES = 8
 _POINTS_AN_AXIS = 5
@@ -20,34 +21,69 @@ _POINTS_AN_AXIS = 5
 _OUTPUT = -1
 
 
-def output_rounding(problem: Problem) -> float:
-    """A bound of the rounding errors of the outputs' affine maps on the problem's cube, as the norm of all entries."""
-    sizes = term_sizes(problem.program(), problem.centre, problem.half, problem.shape)
-    return float(RELATIVE_TOLERANCE * (len(problem.half) + 1) ** 0.5 * np.linalg.norm(sizes[_OUTPUT]))
+class Rounding(NamedTuple):
+    """Bounds of the rounding errors of the outputs' affine maps x → A x + c on a cube, as norms of all entries."""
+
+    a: float
+    c: float
 
 
-def term_sizes(program: Program, centre: np.ndarray, half: np.ndarray, shape: Sequence[int]) -> dict[int, np.ndarray]:
-    """For each bend, the size of the terms of each of its units over the cube centre + Σ_a u_a half_a, u in [-1, 1]^n_axes.
+def rounding_of(problem: Problem) -> Rounding:
+    """For the maps of the problem's regions."""
+    if problem.chain is not None:
+        return _rounding_of_chain(problem.chain)
+    sizes = term_sizes(problem.program(), *cube_points(problem.centre, problem.half, problem.shape))
+    return rounding_by(sizes)
 
-    A size s of what goes into an affine step makes sqrt(Σ_i w_ui² s_i²) + |b_u| of what comes out of it: the size of a sum of
-    terms of any signs, as rounding errors are. It is found without knowing the weights, as the step's root mean square over
-    inputs r_i s_i with random signs r; or it is the largest value at some points of the cube, if that is larger.
+
+def rounding_by(sizes: dict[int, np.ndarray]) -> Rounding:
+    """From what :func:`term_sizes` found."""
+    size = RELATIVE_TOLERANCE * float(np.linalg.norm(sizes[_OUTPUT]))
+    return Rounding(size, size)
+
+
+def _rounding_of_chain(chain: Chain) -> Rounding:
+    """As by :func:`term_sizes`, from the weights; of A without the last bias, which is no term of it."""
+    linear, size = chain.size - np.abs(chain.c), chain.size
+    for layer in chain.layers:
+        bent = np.abs(layer.pieces.slopes).max(1) * size + np.abs(layer.pieces.offsets).max(1)
+        linear = np.sqrt(layer.weight**2 @ bent**2)
+        size = linear + np.abs(layer.bias)
+    return Rounding(*(float(RELATIVE_TOLERANCE * np.linalg.norm(each)) for each in (linear, size)))
+
+
+def cube_points(centre: np.ndarray, half: np.ndarray, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Some points of the cube centre + Σ_a u_a half_a, u in [-1, 1]^n_axes, and how large one's terms are: (n, ...), (1, ...).
 
     Parameters
     ----------
     centre, half : ndarray of shape (n_in,) and (n_axes, n_in), float64
     shape : sequence of int
         Of one input.
+    """
+    axis = np.linspace(-1, 1, _POINTS_AN_AXIS)
+    u = np.array(list(itertools.product(axis, repeat=len(half))))
+    size = np.abs(centre) + np.abs(half).sum(0)
+    return torch.from_numpy(centre + u @ half).reshape(-1, *shape), torch.from_numpy(size).reshape(1, *shape)
+
+
+def term_sizes(program: Program, points: Tensor, size: Tensor) -> dict[int, np.ndarray]:
+    """For each bend, the size of the terms of each of its units, at inputs whose terms are of a given size.
+
+    A size s of what goes into an affine step makes sqrt(Σ_i w_ui² s_i²) + |b_u| of what comes out of it: the size of a sum of
+    terms of any signs, as rounding errors are. It is found without knowing the weights, as the step's root mean square over
+    inputs r_i s_i with random signs r; or it is the largest value at some inputs, if that is larger.
+
+    Parameters
+    ----------
+    points : Tensor of shape (n_points, ...), float64
+    size : Tensor of shape (1, ...), float64
 
     Returns
     -------
     dict of int to ndarray of shape (n_units,), float64
         By the bend's slot; by -1 of the outputs.
     """
-    axis = np.linspace(-1, 1, _POINTS_AN_AXIS)
-    u = np.array(list(itertools.product(axis, repeat=len(half))))
-    points = torch.from_numpy(centre + u @ half).reshape(-1, *shape)
-    size = torch.from_numpy(np.abs(centre) + np.abs(half).sum(0)).reshape(1, *shape)
     generator = torch.Generator().manual_seed(0)
     values, sizes, found = {0: points}, {0: size}, dict[int, np.ndarray]()
     for step in program.steps:

@@ -19,7 +19,7 @@ from lmn import _core
 from lmn.kernels.pieces import Pieces
 from lmn.kernels.program import Step, Value, units_of
 from lmn.kernels.regions.problem import RELATIVE_TOLERANCE, Problem, Subdivision
-from lmn.kernels.regions.sizes import term_sizes
+from lmn.kernels.regions.sizes import cube_points, term_sizes
 from lmn.kernels.threads import torch_threads
 
 _CHUNK_BYTES = 1 << 25  # of the widest result of the cells that go through the network together
@@ -98,7 +98,7 @@ class _Search:
         self._lines = tuple(bend.n_lines for bend in bends if bend is not None)
         self._first_lines = np.cumsum([0, *self._lines])
         self._words = np.cumsum([0, *(-(-bend.n_bits // 64) for bend in bends if bend is not None)])
-        self._sizes = term_sizes(self._program, problem.centre, problem.half, problem.shape)
+        self._sizes = term_sizes(self._program, *cube_points(problem.centre, problem.half, problem.shape))
         self._after = [0] * len(bends)
         self._chunk = max(1, _CHUNK_BYTES // (8 * self._n_points * self._program.widest))
         self._tree = _Tree()
@@ -196,11 +196,11 @@ class _Search:
             found = now.cells.cut_by_windows(
                 units, size, bend.members, bend.sign, bend.bits_each, first, RELATIVE_TOLERANCE, most, threads
             )
-        cells, parent, bits, cuts, children, roots, stopped = found
-        if stopped:
+        if isinstance(found, int):  # there are more than were allowed
             self._complete = False
-            self._n_done += len(cells)
+            self._n_done += found
             return []
+        cells, parent, bits, cuts, children, roots = found
         names = self._tree.add(cuts, children, roots, now, parent)
         self._after[number] += len(names)
         parts = []

@@ -167,7 +167,7 @@ def _train(run: Run, steps: int, every: int, progress: bool, measured: Callable[
         model = network(task.n_tokens)
         training, test = split(task)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.2, fused=True)
-        with tqdm(total=steps, desc="training", unit="step", mininterval=0.5, disable=not progress) as bar:
+        with tqdm(total=steps, desc="training", unit="step", mininterval=0.5, disable=None if progress else True) as bar:
             measured(_measure(run, model, training, test, last=False))
             for start, stop in pairwise([*range(0, steps, every), steps]):
                 began = time.perf_counter()
