@@ -4,10 +4,11 @@
     pytest bench/bench_connectivity.py --benchmark-disable --smoke        # does it still run?
 
 Every case first checks its matrix on a part of the samples against the float64 reference; then it is run once to warm up, and
-timed over rounds ("naive" is warmed up by its check, and timed once); its whole matrix is compared with another implementation's.
-The arithmetic limit of a case is the time of its products at the rate that torch's own product reaches at the tile's shape,
-plus that of its activations at torch's vector rate, over all points of all segments. The hard limit leaves the library out:
-the products at the machine's multiply-add rate, then the activations at the rate that lmn's own reach in the first cache.
+timed over rounds ("naive" is warmed up by its check, and timed once); its whole matrix is compared with another
+implementation's. The arithmetic limit of a case is the time of its products at the rate that torch's own product reaches at
+the tile's shape, plus that of its activations at torch's vector rate, over all points of all segments. The hard limit leaves
+the library out: the products at the machine's multiply-add rate, then the activations at the rate that lmn's own reach in the
+first cache.
 """
 
 from __future__ import annotations

@@ -103,7 +103,8 @@ def regions(
     """Count the linear regions of a piecewise-linear network in a box of its inputs: all of them, up to three inputs.
 
     The model is a program that was exported in evaluation mode with a batch that may vary, from an example x of two or more
-    samples: torch.export.save(torch.export.export(model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)), "model.pt2").
+    samples: torch.export.save(torch.export.export(model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)),
+    "model.pt2").
     """
     with _errors_in_one_line():
         from lmn.exported import load_exported

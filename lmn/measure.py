@@ -47,7 +47,8 @@ def measure(
     ----------
     model : nn.Module
         Any module with one tensor as input. It is run in evaluation mode and left as it was, also when this fails. Its forward
-        hooks run, as in any forward pass; for regions there may be none inside, since they may change what a module does. It must not be trained by another thread meanwhile.
+        hooks run, as in any forward pass; for regions there may be none inside, since they may change what a module does. It
+        must not be trained by another thread meanwhile.
     grid : Tensor or ndarray of shape (n_points, ...), or the result of lmn.box, lmn.plane or lmn.line
         The model's inputs, of any dtype that it takes. A tensor must have the model's dtype and device where it is floating;
         an array and a regular grid are converted to them.
