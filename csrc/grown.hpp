@@ -28,8 +28,8 @@ public:
     T& operator[](int64_t i) { return values_[i]; }
     const T& operator[](int64_t i) const { return values_[i]; }
 
-    // Room for n values, the ones beyond the old size undefined.
-    void resize(int64_t n) {
+    // Room for n values.
+    void reserve(int64_t n) {
         if (n > room_) {
             const int64_t room = std::max(n, room_ + room_ / 4);
             T* grown = static_cast<T*>(std::realloc(values_.get(), size_t(room) * sizeof(T)));

@@ -89,8 +89,12 @@ PatternSet::Hash PatternSet::hash_of(const uint64_t* words, int64_t n_words) {
     return {a, b};
 }
 
-void PatternSet::insert(const uint64_t* words, int64_t n, const int64_t* index, const int64_t* count, int threads, int64_t* key) {
+void PatternSet::check_whole() const {
     if (broken_) throw std::logic_error("the set of patterns ran out of memory before, and is not to be used");
+}
+
+void PatternSet::insert(const uint64_t* words, int64_t n, const int64_t* index, const int64_t* count, int threads, int64_t* key) {
+    check_whole();
     broken_ = true;  // until all is put in: where an exception leaves the tables, they name rows that are not there
     const int64_t most = std::min(n, kPiece);
     std::vector<Hash> hash(most);
@@ -125,10 +129,10 @@ void PatternSet::insert_piece(const Piece& piece, int threads) {
     const int64_t before = n_rows_;
     int64_t n_new = 0;
     for (int64_t i = 0; i < piece.n; ++i) n_new += piece.row[i] == before + i;
-    words_.resize((before + n_new) * n_words_);
-    hash_.resize(before + n_new);
-    count_.resize(before + n_new);
-    first_.resize(before + n_new);
+    words_.reserve((before + n_new) * n_words_);
+    hash_.reserve(before + n_new);
+    count_.reserve(before + n_new);
+    first_.reserve(before + n_new);
     for (int64_t i = 0; i < piece.n; ++i) {
         if (piece.row[i] < before) continue;
         const int64_t first = piece.row[i] - before;
@@ -196,7 +200,7 @@ int64_t PatternSet::collisions() const {
 }
 
 PatternSet::Rows PatternSet::take(int64_t* key, int64_t n_keys) {
-    if (broken_) throw std::logic_error("the set of patterns ran out of memory before, and is not to be used");
+    check_whole();
     const int64_t n = n_rows_;
     for (Shard& shard : shards_) std::vector<uint32_t>().swap(shard.table);
     hash_.taken();

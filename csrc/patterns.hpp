@@ -58,6 +58,7 @@ private:
     struct Piece;
 
     static Hash hash_of(const uint64_t* words, int64_t n_words);
+    void check_whole() const;
     void insert_piece(const Piece&, int threads);
     int64_t search(Shard&, const Piece&, int64_t i);
     void reserve(Shard&, int64_t more);

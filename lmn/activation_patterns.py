@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lmn.backends import choose
 from lmn.errors import LmnError, thread_count
@@ -18,6 +17,7 @@ from lmn.grid import RegularGrid, as_grid
 from lmn.kernels.patterns import unseen
 from lmn.kernels.patterns.problem import Lattice, Layout, Problem
 from lmn.kernels.program import Program
+from lmn.progress import progress_bar
 from lmn.selection import Select
 from lmn.subject import Subject, spread
 
@@ -149,15 +149,7 @@ def observe(
     example = subject.samples(spread(grid.n_points))
     program = subject.network.program(example.dtype)
     check_agreement(program, subject.network.untraced, example)
-    with tqdm(
-        total=grid.n_points,
-        desc="patterns",
-        unit="point",
-        unit_scale=True,
-        delay=1,
-        leave=False,
-        disable=None if progress else True,
-    ) as bar:
+    with progress_bar(grid.n_points, "patterns", "point", progress) as bar:
         problem = Problem(
             program=program,
             n_points=grid.n_points,

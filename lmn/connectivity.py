@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lmn.backends import check_name, choose
 from lmn.chain import ChainPlan, chain_plan
@@ -18,6 +17,7 @@ from lmn.kernels.connectivity.pairs import Pairs
 from lmn.kernels.connectivity.problem import Problem
 from lmn.lowering import NotAChain
 from lmn.network import Network
+from lmn.progress import progress_bar
 from lmn.selection import Select
 from lmn.subject import Subject, spread
 
@@ -95,15 +95,7 @@ def compute(
     planned = chain_plan(subject.network, example)
     pieces = indices.split(_panel(subject.network, planned, example, n))
     redone = 0
-    with tqdm(
-        total=len(Pairs(n)),
-        desc="connectivity",
-        unit="pair",
-        unit_scale=True,
-        delay=1,
-        leave=False,
-        disable=None if progress else True,
-    ) as bar:
+    with progress_bar(len(Pairs(n)), "connectivity", "pair", progress) as bar:
         for a, rows in enumerate(pieces):
             for b, columns in enumerate(pieces[a:], a):
                 h = subject.samples(rows if a == b else torch.cat([rows, columns]))

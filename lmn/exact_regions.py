@@ -13,8 +13,7 @@ from lmn.domain import Domain, float64
 from lmn.errors import LmnError, whole_number
 from lmn.kernels.distinct_maps import Maps
 from lmn.kernels.regions import tree
-from lmn.kernels.regions.problem import Subdivision
-from lmn.kernels.regions.sizes import Rounding
+from lmn.kernels.regions.problem import RELATIVE_TOLERANCE, Subdivision
 from lmn.partition import Array, LinearMaps, Regions, counted
 
 
@@ -40,7 +39,6 @@ class ExactRegions(Regions):
     layers: tuple[str, ...]
     threads: int
     elapsed: float
-    rounding: Rounding
     with_geometry: Callable[[], Subdivision] | None
 
     exact: ClassVar[bool] = True
@@ -69,7 +67,7 @@ class ExactRegions(Regions):
     @cached_property
     def _compared(self) -> Maps:
         a, c = self.found.maps[..., :-1].reshape(self.count, -1), self.found.maps[..., -1]
-        return Maps(a, c, *(np.full(self.count, bound) for bound in self.rounding))
+        return Maps(a, c, *(np.full(self.count, RELATIVE_TOLERANCE * size) for size in self.found.terms))
 
     # -- regions ---------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from lmn.lowering import ChainStep, NotAChain, lower
 from lmn.preserve import UNKNOWN, Habits, autocast_restored, observed, preserved
 from lmn.program import program
 from lmn.selection import Root, Select
-from lmn.submodules import output_replaced, outputs_of, submodule, unwrapped
+from lmn.submodules import output_replaced, outputs_of, own_sizes, submodule, unwrapped
 from lmn.tracing import Growth, growth, traced_by_running, traced_symbolically, why_untraceable
 
 _BATCH_BYTES = 1 << 21  # of the widest intermediate result of samples that are run at a time
@@ -264,8 +264,7 @@ def _rows(example: Tensor, n: int) -> Tensor:
 
 def _batch_unlike(model: nn.Module, example: Tensor) -> int:
     """A small size for a batch that no other size in the model is equal to: a tracer takes equal sizes for one."""
-    tensors = (example[0], *model.parameters(), *model.buffers())
-    sizes = {size for tensor in tensors for size in tensor.shape}
+    sizes = own_sizes(model, example)
     return next((n for n in (3, 5, 7, 11, 13, 17, 19) if n not in sizes), 23)
 
 

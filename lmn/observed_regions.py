@@ -17,7 +17,8 @@ from lmn.errors import LmnError
 from lmn.kernels.distinct_maps import Maps
 from lmn.kernels.patterns.bits import words_of
 from lmn.kernels.program import Program
-from lmn.kernels.regions.sizes import rounding_by, term_sizes
+from lmn.kernels.regions.problem import RELATIVE_TOLERANCE
+from lmn.kernels.regions.sizes import output_terms, term_sizes
 from lmn.partition import Array, LinearMaps, Regions, counted
 from lmn.subject import Subject, spread
 
@@ -153,11 +154,11 @@ class ObservedRegions(Regions):
         x = torch.from_numpy(self.points)
         program, device = self._looked_up.program.in_dtype(torch.float64), next(self._samples()).device
         sizes = term_sizes(program, x[spread(len(x), _PROBED)].to(device), x.abs().amax(0, keepdim=True).to(device))
-        bound, largest = rounding_by(sizes), float(x.abs().max()) or 1.0
+        largest = float(x.abs().max()) or 1.0
         flat = x.reshape(self.count, -1).numpy()
         ax = np.einsum("nki,ni->nk", a, flat)
         terms = np.linalg.norm(ax, axis=1) + np.linalg.norm(ax + c, axis=1)  # of which c is a difference
-        error = np.full(self.count, bound.a)
+        error = np.full(self.count, RELATIVE_TOLERANCE * output_terms(sizes).a)
         return Maps(a.reshape(self.count, -1) * largest, c, error, np.maximum(error, _ROUNDING * terms))
 
     def locate(self, inputs: Any) -> np.ndarray[Any, Any]:

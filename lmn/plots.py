@@ -186,15 +186,25 @@ def _by_class(regions: ExactRegions) -> tuple[list[Array], Array]:
             cells.append(corners)
             classes.append(int(largest[0]))
             continue
-        possible = np.flatnonzero(y.max(axis=0) >= y.min(axis=0).max())
+        possible = np.flatnonzero(_possible(y.max(axis=0), y.min(axis=0)))
         for k in possible:
             cell = corners
             for other in possible[possible != k]:
-                cell = _clipped(cell, cell @ (ak[k] - ak[other]) + ck[k] - ck[other])
+                ahead = cell @ (ak[k] - ak[other]) + ck[k] - ck[other]
+                if k > other or ahead.any():  # of equal outputs the first counts
+                    cell = _clipped(cell, ahead)
             if len(cell) > regions.domain.n_axes:
                 cells.append(cell)
                 classes.append(int(k))
     return cells, np.array(classes, dtype=np.float64)
+
+
+def _possible(highest: Array, lowest: Array) -> Array:
+    """Whether outputs, (..., n_out) at their highest and lowest corners of a cell, may be the largest somewhere in it.
+
+    An output may be so in the middle and at no corner, but not if it is below another's least.
+    """
+    return np.asarray(highest >= lowest.max(axis=-1, keepdims=True))
 
 
 def _clipped(corners: Array, z: Array) -> Array:
@@ -220,9 +230,7 @@ def _boundary(regions: ExactRegions, output: int | None) -> Array:
     after[starts + counts - 1] = starts  # around each polygon
     if output is not None or y.shape[1] == 1:
         return _zeros(y[:, output or 0], corners, after, region)[0]
-    # An output may be the largest in a polygon's middle and at none of its corners, but not if it is below another's least.
-    highest, lowest = np.maximum.reduceat(y, starts), np.minimum.reduceat(y, starts)
-    possible = highest >= lowest.max(axis=1, keepdims=True)
+    possible = _possible(np.maximum.reduceat(y, starts), np.minimum.reduceat(y, starts))
     segments = [np.empty((0, 2, 2))]
     for first, second in itertools.combinations(np.flatnonzero(possible.any(axis=0)), 2):
         rivals = possible[:, first] & possible[:, second]

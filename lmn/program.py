@@ -19,6 +19,7 @@ from lmn.kernels.activations import Activation
 from lmn.kernels.pieces import Pieces, pieces
 from lmn.kernels.program import Program, Step, Value
 from lmn.kernels.windows import Windows
+from lmn.submodules import own_sizes
 
 
 def program(graph_module: fx.GraphModule, sample: Tensor) -> Program:
@@ -344,10 +345,7 @@ def _linear(few: Any, more: Any, n: int) -> Any:
 
 def _unlike(module: fx.GraphModule, sample: Tensor) -> int:
     """A batch size that, as one more, is no size of the model's own: what has it is seen to grow with the batch."""
-    tensors = (sample, *module.parameters(), *module.buffers())
-    sizes = {size for tensor in tensors for size in tensor.shape[int(tensor is sample) :]}
-    for child in module.modules():
-        sizes |= {len(list(child.children()))}
+    sizes = own_sizes(module, sample) | {len(child._modules) for child in module.modules()}
     return next(n for n in itertools.count(2) if not sizes & {n, n + 1})
 
 

@@ -17,8 +17,7 @@ from lmn.errors import LmnError, thread_count, whole_number
 from lmn.exact_regions import ExactRegions
 from lmn.grid import RegularGrid, as_grid
 from lmn.kernels.patterns.problem import Layout
-from lmn.kernels.regions.problem import RELATIVE_TOLERANCE, Problem, Subdivision
-from lmn.kernels.regions.sizes import rounding_of
+from lmn.kernels.regions.problem import Problem, Subdivision
 from lmn.lowering import NotAChain
 from lmn.observed_regions import LookedUp, ObservedRegions
 from lmn.partition import Regions
@@ -152,16 +151,15 @@ def _exact(subject: Subject, backend: str, max_regions: int, threads: int, start
             "before the search was given up); take a smaller domain, or raise max_regions (each takes some hundred bytes, of "
             "convolutional and residual networks some thousand)."
         )
-    _check_maps(subject, domain, found, problem)
+    _check_maps(subject, domain, found)
     if problem.chain is not None:
         layers = tuple(layer.pieces.where for layer in problem.chain.layers)
     else:
         layers = Layout.of(double()).names
-    elapsed = time.perf_counter() - started
-    return ExactRegions(domain, found, layers, threads, elapsed, rounding_of(problem), partial(run, problem, geometry=True))
+    return ExactRegions(domain, found, layers, threads, time.perf_counter() - started, partial(run, problem, geometry=True))
 
 
-def _check_maps(subject: Subject, domain: Domain, found: Subdivision, problem: Problem) -> None:
+def _check_maps(subject: Subject, domain: Domain, found: Subdivision) -> None:
     """The maps give what the model gives, in the middle of some regions: a model may do more than was read off it."""
     some = spread(found.n_regions).numpy()
     u, maps = found.centres[some], found.maps[some]
@@ -171,8 +169,7 @@ def _check_maps(subject: Subject, domain: Domain, found: Subdivision, problem: P
     if not np.isfinite(expected).all():
         raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
     # An output may be a small difference of large terms, which the model has rounded.
-    rounding = rounding_of(problem).c / RELATIVE_TOLERANCE * 10 * torch.finfo(inputs.dtype).eps
-    atol = 1e-3 * np.abs(expected).max() + rounding
+    atol = 1e-3 * np.abs(expected).max() + 10 * torch.finfo(inputs.dtype).eps * found.terms.c
     if got.shape != expected.shape or not np.allclose(got, expected, rtol=1e-3, atol=atol):
         raise LmnError(
             "the maps read off the model give other outputs than the model; it does what its graph does not show; "

@@ -77,3 +77,9 @@ def outputs_of(module: nn.Module, root: nn.Module, inputs: Tensor, tap: str) -> 
             "tap a submodule whose output has the batch first."
         )
     return output.detach()
+
+
+def own_sizes(model: nn.Module, example: Tensor) -> set[int]:
+    """The sizes of a model's parameters and buffers, and of one sample: what a batch's size is not to be taken for."""
+    tensors = (example[0], *model.parameters(), *model.buffers())
+    return {size for tensor in tensors for size in tensor.shape}

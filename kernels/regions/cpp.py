@@ -6,6 +6,7 @@ import numpy as np
 
 from lmn import _core
 from lmn.kernels.regions.problem import RELATIVE_TOLERANCE, PieceLayer, Problem, Subdivision
+from lmn.kernels.regions.sizes import terms_of_chain
 
 
 def regions(problem: Problem, geometry: bool = False) -> Subdivision:
@@ -33,6 +34,7 @@ def regions(problem: Problem, geometry: bool = False) -> Subdivision:
         maps=found["map"],
         cuts=found["cut"],
         children=found["child"],
+        terms=terms_of_chain(chain),
         n_vertices=found.get("n_vertices"),
         n_facets=found.get("n_facets"),
         vertices=found.get("vertex"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -82,6 +83,13 @@ class Problem:
     threads: int
 
 
+class Terms(NamedTuple):
+    """How large the terms are that the outputs' affine maps x → A x + c are summed from, as norms of all entries."""
+
+    a: float
+    c: float
+
+
 @dataclass(frozen=True, eq=False)
 class Subdivision:
     """The cells of a cube on which a network is affine, in an order that does not depend on the number of threads.
@@ -108,6 +116,8 @@ class Subdivision:
     cuts, children : ndarray of shape (n_cuts, n_axes + 1), float64, and (n_cuts, 2), int64
         The tree of cuts: points with a . x + c > 0 are in the first child, the others in the second; a child is a cut, or
         ~region, and several may lead to one region. The first cut is the root.
+    terms : Terms
+        What the rounding errors of maps are relative to.
     n_vertices, n_facets : ndarray of shape (n_regions,), int32, or None
     vertices : ndarray of shape (sum of n_vertices, n_axes), float64, or None
         Of a polygon, around it counter-clockwise.
@@ -128,6 +138,7 @@ class Subdivision:
     maps: np.ndarray
     cuts: np.ndarray
     children: np.ndarray
+    terms: Terms
     n_vertices: np.ndarray | None = None
     n_facets: np.ndarray | None = None
     vertices: np.ndarray | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from lmn.kernels.pieces import Pieces
 from lmn.kernels.program import Program, Step, Value, units_of
-from lmn.kernels.regions.problem import RELATIVE_TOLERANCE, Chain, Problem
+from lmn.kernels.regions.problem import Chain, Terms
 
 _PROBES = 8
 _POINTS_AN_AXIS = 5
@@ -21,35 +20,20 @@ _POINTS_AN_AXIS = 5
 _OUTPUT = -1
 
 
-class Rounding(NamedTuple):
-    """Bounds of the rounding errors of the outputs' affine maps x → A x + c on a cube, as norms of all entries."""
-
-    a: float
-    c: float
-
-
-def rounding_of(problem: Problem) -> Rounding:
-    """For the maps of the problem's regions."""
-    if problem.chain is not None:
-        return _rounding_of_chain(problem.chain)
-    sizes = term_sizes(problem.program(), *cube_points(problem.centre, problem.half, problem.shape))
-    return rounding_by(sizes)
-
-
-def rounding_by(sizes: dict[int, np.ndarray]) -> Rounding:
-    """From what :func:`term_sizes` found."""
-    size = RELATIVE_TOLERANCE * float(np.linalg.norm(sizes[_OUTPUT]))
-    return Rounding(size, size)
-
-
-def _rounding_of_chain(chain: Chain) -> Rounding:
+def terms_of_chain(chain: Chain) -> Terms:
     """As by :func:`term_sizes`, from the weights; of A without the last bias, which is no term of it."""
     linear, size = chain.size - np.abs(chain.c), chain.size
     for layer in chain.layers:
         bent = np.abs(layer.pieces.slopes).max(1) * size + np.abs(layer.pieces.offsets).max(1)
         linear = np.sqrt(layer.weight**2 @ bent**2)
         size = linear + np.abs(layer.bias)
-    return Rounding(*(float(RELATIVE_TOLERANCE * np.linalg.norm(each)) for each in (linear, size)))
+    return Terms(*(float(np.linalg.norm(each)) for each in (linear, size)))
+
+
+def output_terms(sizes: dict[int, np.ndarray]) -> Terms:
+    """From what :func:`term_sizes` found."""
+    size = float(np.linalg.norm(sizes[_OUTPUT]))
+    return Terms(size, size)
 
 
 def cube_points(centre: np.ndarray, half: np.ndarray, shape: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from lmn import _core
 from lmn.kernels.pieces import Pieces
 from lmn.kernels.program import Step, Value, units_of
 from lmn.kernels.regions.problem import RELATIVE_TOLERANCE, Problem, Subdivision
-from lmn.kernels.regions.sizes import cube_points, term_sizes
+from lmn.kernels.regions.sizes import cube_points, output_terms, term_sizes
 from lmn.kernels.threads import torch_threads
 
 _CHUNK_BYTES = 1 << 25  # of the widest result of the cells that go through the network together
@@ -223,9 +223,12 @@ class _Search:
         def column(name: str) -> np.ndarray:
             return np.concatenate([part[name] for part in self._columns])
 
+        terms = output_terms(self._sizes)
         if not self._complete:
             nothing = np.empty(0)
-            return Subdivision(n_found, self._lines, False, tuple(self._after), *[nothing] * 6)
+            return Subdivision(
+                n_found, self._lines, False, tuple(self._after), nothing, nothing, nothing, nothing, nothing, nothing, terms
+            )
         cuts, children = self._tree.result(self._n_axes)
         return Subdivision(
             n_regions=self._n_done,
@@ -238,6 +241,7 @@ class _Search:
             maps=np.concatenate(self._maps),
             cuts=cuts,
             children=children,
+            terms=terms,
             n_vertices=column("n_vertices"),
             n_facets=column("n_facets"),
             vertices=column("vertex"),
