@@ -14,6 +14,7 @@
 #include "components.hpp"
 #include "connectivity_host.hpp"
 #include "cpu.hpp"
+#include "jacobians_host.hpp"
 #include "patterns.hpp"
 #include "subdivide.hpp"
 #include "tree.hpp"
@@ -85,21 +86,29 @@ int64_t rows(Connectivity& self, int64_t first, int64_t last, int64_t first_colu
     return self.kernel.rows(first, last, first_column, single, threads, to);
 }
 
+// What a function of n values, a multiple of the lanes of any vector, makes of an array of any size.
+template <class T, class Function>
+py::array_t<T> padded(const py::array_t<T, py::array::c_style | py::array::forcecast>& z, const Function& function) {
+    const int64_t n = z.size(), padded = (n + lmn::kMostLanes - 1) / lmn::kMostLanes * lmn::kMostLanes;
+    auto in = lmn::aligned<T>(padded), values = lmn::aligned<T>(padded);
+    for (int64_t i = 0; i < padded; ++i) in[i] = i < n ? z.data()[i] : T(0);
+    function(in.get(), values.get(), padded);
+    py::array_t<T> out(n);
+    std::copy(values.get(), values.get() + n, out.mutable_data());
+    return out;
+}
+
 template <class T>
 py::array_t<T> core_values(int core, T p0, T p1, py::array_t<T, py::array::c_style | py::array::forcecast> z,
                            const std::string& isa) {
     require(core >= 0 && core < lmn::kCoreCount, "no such core");
-    const int64_t n = z.size(), padded = (n + lmn::kMostLanes - 1) / lmn::kMostLanes * lmn::kMostLanes;
-    auto in = lmn::aligned<T>(padded), values = lmn::aligned<T>(padded);
-    for (int64_t i = 0; i < padded; ++i) in[i] = i < n ? z.data()[i] : T(0);
     const lmn::Kernel& kernel = lmn::connectivity_kernel(isa);
-    if constexpr (sizeof(T) == 4)
-        kernel.core_f32(core, p0, p1, in.get(), values.get(), padded);
-    else
-        kernel.core_f64(core, p0, p1, in.get(), values.get(), padded);
-    py::array_t<T> out(n);
-    std::copy(values.get(), values.get() + n, out.mutable_data());
-    return out;
+    return padded(z, [&](const T* in, T* out, int64_t n) {
+        if constexpr (sizeof(T) == 4)
+            kernel.core_f32(core, p0, p1, in, out, n);
+        else
+            kernel.core_f64(core, p0, p1, in, out, n);
+    });
 }
 
 // The least of some runs' seconds.
@@ -413,6 +422,92 @@ py::tuple take_patterns(lmn::PatternSet& set, std::optional<Longs>& keys) {
     return py::make_tuple(words, as_array(std::move(rows.count), {n}), as_array(std::move(rows.first), {n}));
 }
 
+// ---- derivatives ---------------------------------------------------------------------------------------------------
+
+// A layer as Python gives it: core, p0, p1, kink, scale, slope, breakpoints, weights (None where the chain ends in it), bias.
+using SlopeLayer = std::tuple<int, double, double, double, Array, Array, Array, std::optional<Array>, Array>;
+
+constexpr py::ssize_t kMostBreakpoints = 32;  // of an activation: two bits each in a word
+
+template <class T>
+std::unique_ptr<lmn::Slopes<T>> make_slopes(const std::optional<std::pair<Array, Array>>& first, const std::vector<SlopeLayer>& layers,
+                                            bool reverse, const std::string& isa) {
+    require(!layers.empty(), "a chain has a layer");
+    std::vector<lmn::SlopeLayerData> data;
+    for (size_t l = 0; l < layers.size(); ++l) {
+        const auto& [core, p0, p1, kink, scale, slope, breakpoints, weights, bias] = layers[l];
+        const auto units = scale.size(), outputs = bias.size();
+        require(core >= 0 && core < lmn::kCoreCount, "core is an index into CORES");
+        require(slope.size() == units && breakpoints.size() <= kMostBreakpoints, "slope is (units), breakpoints are few");
+        if (weights)
+            require(weights->ndim() == 2 && weights->shape(0) == outputs && weights->shape(1) == units, "weights are (outputs, units)");
+        else
+            require(l + 1 == layers.size() && outputs == units, "only the last activation has no weights after it");
+        require(l + 1 == layers.size() || std::get<4>(layers[l + 1]).size() == outputs, "each layer fits the one before");
+        data.push_back({units, outputs, core, p0, p1, kink, scale.data(), slope.data(), weights ? weights->data() : nullptr, bias.data(),
+                        breakpoints.data(), breakpoints.size()});
+    }
+    const auto n_first = data[0].units;
+    if (first)
+        require(first->first.ndim() == 2 && first->first.shape(0) == n_first && first->second.size() == n_first,
+                "the first map is (units, n_in) with a bias (units)");
+    return std::make_unique<lmn::Slopes<T>>(first ? first->first.shape(1) : n_first, data.back().outputs,
+                                            first ? first->first.data() : nullptr, first ? first->second.data() : nullptr, data,
+                                            reverse, isa);
+}
+
+template <class T>
+using Rows = py::array_t<T, py::array::c_style>;
+
+template <class T>
+void slopes_jacobians(lmn::Slopes<T>& self, const Rows<T>& x, bool to_first, Rows<T>& out, int threads) {
+    require(x.ndim() == 2 && x.shape(1) == self.n_in(), "x is (n_points, n_in)");
+    require(!to_first || self.reverse(), "only a sweep from the outputs ends at the first layer");
+    const auto width = to_first ? self.n_first() : self.n_in();
+    require(out.ndim() == 3 && out.shape(0) == x.shape(0) && out.shape(1) == self.n_out() && out.shape(2) == width,
+            "out is (n_points, n_out, n_in)");
+    T* to = out.mutable_data();
+    const T* from = x.data();
+    const int64_t n = x.shape(0);
+    const py::gil_scoped_release release;
+    self.jacobians(from, n, to_first, to, threads);
+}
+
+template <class T>
+Longs slopes_crossings(lmn::Slopes<T>& self, const Rows<T>& z, const Rows<T>& shifts, int threads) {
+    require(z.ndim() == 2 && z.shape(1) == self.n_first(), "z is (n_points, units)");
+    require(shifts.ndim() == 2 && shifts.shape(1) == self.n_first() && shifts.shape(0) > 0, "shifts are (n_directions, units)");
+    Longs counts({py::ssize_t(z.shape(0)), py::ssize_t(self.n_layers())});
+    int64_t* to = counts.mutable_data();
+    const T *from = z.data(), *shift = shifts.data();
+    const int64_t n = z.shape(0), n_directions = shifts.shape(0);
+    const py::gil_scoped_release release;
+    self.crossings(from, n, shift, n_directions, to, threads);
+    return counts;
+}
+
+template <class T>
+void bind_slopes(py::module_& module, const char* name) {
+    py::class_<lmn::Slopes<T>>(module, name)
+        .def(py::init(&make_slopes<T>), py::arg("first"), py::arg("layers"), py::arg("reverse"), py::arg("isa") = "")
+        .def("jacobians", &slopes_jacobians<T>, py::arg("x").noconvert(), py::arg("to_first"), py::arg("out").noconvert(),
+             py::arg("threads"))
+        .def("crossings", &slopes_crossings<T>, py::arg("z").noconvert(), py::arg("shifts").noconvert(), py::arg("threads"));
+}
+
+template <class T>
+py::array_t<T> core_slopes(int core, T p0, T p1, T kink, py::array_t<T, py::array::c_style | py::array::forcecast> z,
+                           const std::string& isa) {
+    require(core >= 0 && core < lmn::kCoreCount, "no such core");
+    const lmn::JacobianKernels& kernels = lmn::jacobian_kernels_of(isa);
+    return padded(z, [&](const T* in, T* out, int64_t n) {
+        if constexpr (sizeof(T) == 4)
+            kernels.core_slopes_f32(core, p0, p1, kink, in, out, n);
+        else
+            kernels.core_slopes_f64(core, p0, p1, kink, in, out, n);
+    });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -422,6 +517,10 @@ PYBIND11_MODULE(_core, module) {
     module.def("core_values_f32", &core_values<float>, py::arg("core"), py::arg("p0"), py::arg("p1"), py::arg("z"),
                py::arg("isa") = "");
     module.def("core_values_f64", &core_values<double>, py::arg("core"), py::arg("p0"), py::arg("p1"), py::arg("z"),
+               py::arg("isa") = "");
+    module.def("core_slopes_f32", &core_slopes<float>, py::arg("core"), py::arg("p0"), py::arg("p1"), py::arg("kink"), py::arg("z"),
+               py::arg("isa") = "");
+    module.def("core_slopes_f64", &core_slopes<double>, py::arg("core"), py::arg("p0"), py::arg("p1"), py::arg("kink"), py::arg("z"),
                py::arg("isa") = "");
     module.def("multiply_add_rate", &multiply_add_rate, py::arg("isa") = "");
     module.def("core_rate", &core_rate, py::arg("core"), py::arg("p0"), py::arg("p1"), py::arg("isa") = "");
@@ -456,6 +555,8 @@ PYBIND11_MODULE(_core, module) {
         .def("insert", &insert_patterns, py::arg("words").noconvert(), py::arg("index"), py::arg("count"), py::arg("threads"),
              py::arg("keys").noconvert())
         .def("take", &take_patterns, py::arg("keys").noconvert() = py::none());
+    bind_slopes<float>(module, "SlopesF32");
+    bind_slopes<double>(module, "SlopesF64");
     py::class_<Connectivity>(module, "Connectivity")
         .def(py::init(&make_connectivity), py::arg("layers"), py::arg("y"), py::arg("noise_f32"), py::arg("noise_f64"),
              py::arg("m"), py::arg("constant"), py::arg("tolerance"), py::arg("tolerance_f64"), py::arg("isa") = "")

@@ -2,6 +2,7 @@
 #include "connectivity_host.hpp"
 
 #include "cpu.hpp"
+#include "packed.hpp"
 #include "parallel.hpp"
 
 namespace lmn {
@@ -26,32 +27,6 @@ const Kernel& connectivity_kernel(const std::string& isa) {
 #endif
     return baseline::kernel;
 }
-
-namespace {
-
-template <class T>
-Aligned<T> converted(const double* values, int64_t count) {
-    auto out = aligned<T>(count);
-    for (int64_t i = 0; i < count; ++i) out[i] = T(values[i]);
-    return out;
-}
-
-// (outputs, units) to [output block][unit][output in block].
-template <class T>
-Aligned<T> packed(const double* weights, int64_t outputs, int64_t units, int64_t block_outputs) {
-    auto out = aligned<T>(outputs * units);
-    const int64_t blocks = (outputs + block_outputs - 1) / block_outputs;
-    T* to = out.get();
-    for (int64_t b = 0, k = 0; b < blocks; ++b) {
-        const int64_t count = outputs / blocks + (b < outputs % blocks);
-        for (int64_t c = 0; c < units; ++c)
-            for (int64_t o = 0; o < count; ++o) *to++ = T(weights[(k + o) * units + c]);
-        k += count;
-    }
-    return out;
-}
-
-}  // namespace
 
 Connectivity::Connectivity(int64_t n_points, int m, int64_t n_out, const std::vector<LayerData>& layers, const double* y,
                            const double* noise_f32, const double* noise_f64, double constant, double tolerance, double tolerance_f64,
@@ -79,7 +54,7 @@ template <class T>
 LayerArrays<T> Connectivity::arrays(const LayerData& data, std::vector<Aligned<T>>& keep) const {
     const auto kept = [&](Aligned<T> array) { return keep.emplace_back(std::move(array)).get(); };
     return {kept(converted<T>(data.scale, data.units)), kept(converted<T>(data.slope, data.units)),
-            data.weights ? kept(packed<T>(data.weights, data.outputs, data.units, kernel_.block_outputs)) : nullptr};
+            data.weights ? kept(packed<T>(data.weights, data.outputs, data.units, kernel_.block_outputs, data.units, 1)) : nullptr};
 }
 
 int64_t Connectivity::rows(int64_t first, int64_t last, int64_t first_column, bool single, int threads, Output out) {

@@ -13,6 +13,13 @@ namespace lmn::LMN_ISA {
 template <class T>
 struct CoreParameters {
     T p0, p1;
+    T kink = T(0);  // the slope where two linear pieces meet: torch's differ from activation to activation
+};
+
+// A core and its slope. Of a NaN both are NaN.
+template <class T>
+struct Sloped {
+    Vec<T> value, slope;
 };
 
 inline Vec<float> tanh_of(Vec<float> z) {  // 2.2e-8 on |z| < 9.02, where tanh rounds to 1
@@ -104,11 +111,16 @@ inline Vec<double> log1p_of_unit(Vec<double> e) {
 template <class T>
 struct Identity {
     static Vec<T> at(Vec<T> z, CoreParameters<T>) { return z; }
+    static Sloped<T> with_slope(Vec<T> z, CoreParameters<T>) { return {z, broadcast(T(1))}; }
 };
 
 template <class T>
 struct Abs {
     static Vec<T> at(Vec<T> z, CoreParameters<T>) { return absolute<T>(z); }
+    static Sloped<T> with_slope(Vec<T> z, CoreParameters<T> p) {
+        const Vec<T> side = z > Vec<T>{} ? broadcast(T(1)) : z < Vec<T>{} ? broadcast(T(-1)) : broadcast(p.kink);
+        return {absolute<T>(z), z == z ? side : z};
+    }
 };
 
 template <class T>
@@ -116,27 +128,52 @@ struct Clamp {  // to [p0, p1]
     static Vec<T> at(Vec<T> z, CoreParameters<T> p) {
         return minimum(broadcast(p.p1), maximum(broadcast(p.p0), z));
     }
+    static Sloped<T> with_slope(Vec<T> z, CoreParameters<T> p) {
+        const Vec<T> low = broadcast(p.p0), high = broadcast(p.p1);
+        const auto inside = (z > low) & (z < high);
+        const Vec<T> slope = inside ? broadcast(T(1)) : (z == low) | (z == high) ? broadcast(p.kink) : Vec<T>{};
+        return {at(z, p), z == z ? slope : z};
+    }
 };
 
 template <class T>
 struct Tanh {  // tanh(p0 z)
     static Vec<T> at(Vec<T> z, CoreParameters<T> p) { return tanh_of(z * p.p0); }
+    static Sloped<T> with_slope(Vec<T> z, CoreParameters<T> p) {
+        const Vec<T> t = at(z, p);
+        return {t, p.p0 * ((T(1) - t) * (T(1) + t))};
+    }
 };
 
 template <class T>
 struct ZTanh {  // z tanh(p0 z)
     static Vec<T> at(Vec<T> z, CoreParameters<T> p) { return z * tanh_of(z * p.p0); }
+    static Sloped<T> with_slope(Vec<T> z, CoreParameters<T> p) {
+        const Vec<T> t = tanh_of(z * p.p0);
+        return {z * t, t + z * p.p0 * ((T(1) - t) * (T(1) + t))};
+    }
 };
 
 template <class T>
 struct ZErf {  // z erf(z / sqrt 2)
     static Vec<T> at(Vec<T> z, CoreParameters<T>) { return z * erf_of(z * T(0.70710678118654752440)); }
+    static Sloped<T> with_slope(Vec<T> z, CoreParameters<T>) {
+        const Vec<T> e = erf_of(z * T(0.70710678118654752440));
+        return {z * e, e + T(0.79788456080286535588) * z * exp_of_negative<T>(T(-0.5) * z * z)};
+    }
 };
 
 template <class T>
 struct ZGeluTanh {  // z tanh(sqrt(2/pi) (z + 0.044715 z^3))
     static Vec<T> at(Vec<T> z, CoreParameters<T>) {
         return z * tanh_of(T(0.79788456080286535588) * z * (T(0.044715) * z * z + T(1)));
+    }
+    static Sloped<T> with_slope(Vec<T> z, CoreParameters<T>) {
+        constexpr T c = T(0.79788456080286535588);
+        const Vec<T> square = minimum(broadcast(T(1e4)), z * z);  // beyond, the slope of tanh is zero: it must not meet infinity
+        const Vec<T> t = tanh_of(c * z * (T(0.044715) * square + T(1)));
+        const Vec<T> inner = c * (T(3 * 0.044715) * square + T(1));
+        return {z * t, t + z * inner * ((T(1) - t) * (T(1) + t))};
     }
 };
 
@@ -145,6 +182,10 @@ struct Elu {  // z above zero, p0 (exp(z) - 1) below
     static Vec<T> at(Vec<T> z, CoreParameters<T> p) {
         const Vec<T> zero{};
         return z > zero ? z : p.p0 * expm1_of_negative<T>(minimum(zero, z));
+    }
+    static Sloped<T> with_slope(Vec<T> z, CoreParameters<T> p) {
+        const Vec<T> below = p.p0 * expm1_of_negative<T>(minimum(Vec<T>{}, z));
+        return {z > Vec<T>{} ? z : below, z > Vec<T>{} ? broadcast(T(1)) : below + p.p0};
     }
 };
 
@@ -155,12 +196,20 @@ struct Softplus {  // softplus(z) - z/2 = |z|/2 + log1p(exp(-p0 |z|)) / p0; line
         const Vec<T> tail = log1p_of_unit(exp_of_negative<T>(-p.p0 * a)) * (T(1) / p.p0);
         return T(0.5) * a + (z * p.p0 > p.p1 ? Vec<T>{} : tail);
     }
+    static Sloped<T> with_slope(Vec<T> z, CoreParameters<T> p) {
+        const Vec<T> half = broadcast(T(0.5));
+        return {at(z, p), z * p.p0 > p.p1 ? half : half * tanh_of(half * p.p0 * z)};
+    }
 };
 
 template <class T>
 struct Hardswish {  // z clamp(z + 3, 0, 6) / 6
     static Vec<T> at(Vec<T> z, CoreParameters<T>) {
         return z * minimum(broadcast(T(6)), maximum(Vec<T>{}, z + T(3))) * T(1.0 / 6.0);
+    }
+    static Sloped<T> with_slope(Vec<T> z, CoreParameters<T> p) {
+        const Vec<T> between = z * T(1.0 / 3.0) + T(0.5), one = broadcast(T(1));
+        return {at(z, p), z <= broadcast(T(-3)) ? Vec<T>{} : z >= broadcast(T(3)) ? one : between};
     }
 };
 
@@ -172,6 +221,15 @@ struct Mish {  // z tanh(log1p(e^z)) = z (1 + 2e) / (1 + 2e + 2e^2) with e = e^-
         const Vec<T> numerator = positive ? e * T(2) + T(1) : e * (e + T(2));
         const Vec<T> rest = positive ? e * e * T(2) : broadcast(T(2));
         return z * numerator / (numerator + rest);
+    }
+    static Sloped<T> with_slope(Vec<T> z, CoreParameters<T>) {
+        const Vec<T> e = exp_of_negative<T>(-absolute<T>(z)), one = broadcast(T(1));
+        const auto positive = z > Vec<T>{};
+        const Vec<T> numerator = positive ? e * T(2) + T(1) : e * (e + T(2));
+        const Vec<T> rest = positive ? e * e * T(2) : broadcast(T(2));
+        const Vec<T> whole = numerator + rest, t = numerator / whole;  // tanh(softplus(z))
+        const Vec<T> sigmoid = (positive ? one : e) / (e + T(1));
+        return {z * t, t + z * sigmoid * (rest * (whole + numerator) / (whole * whole))};
     }
 };
 

@@ -48,6 +48,9 @@ class Activation:
         torch's name of the function, e.g. ``"leaky_relu"``.
     core, p0, p1
         The core that kernels compute, and its parameters.
+    kink : float
+        The slope of the core where two of its linear pieces meet, so that the activation's is torch's: 0 of ReLU at zero, 1 of
+        clamp at its bounds.
     scale, slope : float or ndarray of shape (n_hidden,), float64
         ``act(z) = scale * core(z) + slope * z + constant``, by unit where the activation has parameters by unit (PReLU).
     function : callable
@@ -65,6 +68,7 @@ class Activation:
     function: Callable[[Tensor], Tensor] = field(compare=False)
     p0: float = 0.0
     p1: float = 0.0
+    kink: float = 0.0
     scale: float | np.ndarray = 1.0
     slope: float | np.ndarray = 0.0
     piecewise_linear: bool = False
@@ -74,6 +78,14 @@ class Activation:
     @property
     def core_index(self) -> int:
         return CORES.index(self.core)
+
+    @property
+    def constant(self) -> float:
+        """Of ``act(z) = scale * core(z) + slope * z + constant``: the same for all units."""
+        zero = np.zeros(1)
+        core = core_values(self.core, zero, self.p0, self.p1)[0]
+        value = self.function(torch.from_numpy(zero).reshape(1, 1)).double().numpy().ravel()[0]
+        return float(value - np.ravel(self.scale)[0] * core)
 
     def by_unit(self, n_hidden: int) -> tuple[np.ndarray, np.ndarray]:
         """``scale`` and ``slope``, each of shape (n_hidden,), float64."""
@@ -88,7 +100,7 @@ def _identity() -> Activation:
 
 
 def _relu() -> Activation:
-    return Activation("relu", "abs", torch.relu, scale=0.5, slope=0.5, piecewise_linear=True)
+    return Activation("relu", "abs", torch.relu, kink=-1.0, scale=0.5, slope=0.5, piecewise_linear=True)
 
 
 def _leaky_relu(negative_slope: float = 0.01) -> Activation:
@@ -96,6 +108,7 @@ def _leaky_relu(negative_slope: float = 0.01) -> Activation:
         "leaky_relu",
         "abs",
         lambda z: functional.leaky_relu(z, negative_slope),
+        kink=-1.0,
         scale=(1 - negative_slope) / 2,
         slope=(1 + negative_slope) / 2,
         piecewise_linear=True,
@@ -108,6 +121,7 @@ def _prelu(weight: Tensor) -> Activation:
         "prelu",
         "abs",
         lambda z: torch.where(z > 0, z, z * weight.detach().to(z)),
+        kink=-1.0,
         scale=(1 - slopes) / 2,
         slope=(1 + slopes) / 2,
         piecewise_linear=True,
@@ -131,7 +145,7 @@ def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
 
 def _clamp(min: float | None = None, max: float | None = None) -> Activation:  # noqa: A002 - torch's names
     low, high = -math.inf if min is None else float(min), math.inf if max is None else float(max)
-    return Activation("clamp", "clamp", lambda z: z.clamp(low, high), p0=low, p1=high, piecewise_linear=True)
+    return Activation("clamp", "clamp", lambda z: z.clamp(low, high), p0=low, p1=high, kink=1.0, piecewise_linear=True)
 
 
 def _clamp_min(min: float = 0.0) -> Activation:  # noqa: A002
@@ -153,6 +167,7 @@ def _softshrink(lambd: float = 0.5) -> Activation:
         lambda z: functional.softshrink(z, lambd),
         p0=-lambd,
         p1=lambd,
+        kink=1.0,
         scale=-1.0,
         slope=1.0,
         piecewise_linear=True,

@@ -1,7 +1,7 @@
 """The C++ core: arrays in, arrays out. Nothing here is public."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,3 +175,44 @@ class Connectivity:
         out: NDArray[np.float32] | NDArray[np.float64],
     ) -> int:
         """Fill rows first to last - 1 of out, and their mirror images; the number of pairs done again in float64."""
+
+# core, p0, p1, kink, scale, slope, breakpoints; weight or None, bias of the affine map after it.
+SlopeLayer = tuple[
+    int,
+    float,
+    float,
+    float,
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.float64] | None,
+    NDArray[np.float64],
+]
+
+Number = TypeVar("Number", np.float32, np.float64)
+
+class _Slopes(Generic[Number]):
+    """A chain whose derivatives are taken in one precision; see csrc/jacobians_host.hpp."""
+
+    def __init__(
+        self,
+        first: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
+        layers: list[SlopeLayer],
+        reverse: bool,
+        isa: str = "",
+    ) -> None: ...
+    def jacobians(self, x: NDArray[Number], to_first: bool, out: NDArray[Number], threads: int) -> None:
+        """Fill out, (n_points, n_out, n_in), at points x, (n_points, n_in); with to_first by the first pre-activations."""
+
+    def crossings(self, z: NDArray[Number], shifts: NDArray[Number], threads: int) -> NDArray[np.int64]:
+        """(n_points, n_layers): the units with a breakpoint among the vertices z ± shifts; both are first pre-activations."""
+
+class SlopesF32(_Slopes[np.float32]): ...
+class SlopesF64(_Slopes[np.float64]): ...
+
+def core_slopes_f32(
+    core: int, p0: float, p1: float, kink: float, z: NDArray[np.float32], isa: str = ""
+) -> NDArray[np.float32]: ...
+def core_slopes_f64(
+    core: int, p0: float, p1: float, kink: float, z: NDArray[np.float64], isa: str = ""
+) -> NDArray[np.float64]: ...

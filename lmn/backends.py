@@ -67,6 +67,7 @@ def _what_has_float64(problem: Any) -> tuple[bool, str]:
 _CONNECTIVITY = "lmn.kernels.connectivity."
 _REGIONS = "lmn.kernels.regions."
 _PATTERNS = "lmn.kernels.patterns."
+_JACOBIANS = "lmn.kernels.jacobians."
 
 REGISTRY: dict[str, tuple[Backend, ...]] = {
     "connectivity": (
@@ -82,6 +83,11 @@ REGISTRY: dict[str, tuple[Backend, ...]] = {
     "patterns": (
         Backend("cpp", _PATTERNS + "cpp", _anything, 10),
         Backend("reference", _PATTERNS + "reference", _anything, 0),
+    ),
+    "jacobians": (
+        Backend("cpp", _JACOBIANS + "cpp", _chains, 20, takes_chains=True),
+        Backend("torch", _JACOBIANS + "torch_eager", _anything, 10),
+        Backend("reference", _JACOBIANS + "reference", _what_has_float64, 0),
     ),
 }
 

@@ -15,7 +15,7 @@ from lmn.lowering import Affine, ChainStep, NotAChain
 from lmn.network import Network
 
 _BATCH = 256  # samples that are run through a chain at a time
-_WIDEST_DIAGONAL = 2048  # values: a scaling between two activations is given to the kernels as a matrix
+MOST_DIAGONAL = 2048  # values: a scaling between two activations is given to the kernels as a matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +105,14 @@ def _planned(steps: list[ChainStep], n_in: int) -> ChainPlan | NotAChain:
                 return NotAChain(f"'{step.where}' ({step.name}) is an activation that no kernel has")
             if start is not None:
                 affine = affine or Affine(torch.ones(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
-                if affine.diagonal and width > _WIDEST_DIAGONAL:
+                if affine.diagonal and width > MOST_DIAGONAL:
                     return NotAChain(f"a scaling of {width} values stands between two activations")
                 close()
             start, affine = (width, step), None
             taken[index] = len(layers)
             continue
         if start is not None:
-            if affine is not None and _composition_costs_more(affine, step):
+            if affine is not None and composition_costs_more(affine, step):
                 close()
                 start, affine = (width, activation("identity")), step
                 taken[index] = len(layers)
@@ -141,7 +141,7 @@ def _unit_scale(y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return scale
 
 
-def _composition_costs_more(first: Affine, second: Affine) -> bool:
+def composition_costs_more(first: Affine, second: Affine) -> bool:
     """Whether the product of two maps has more entries than the two together: a bottleneck."""
     if first.diagonal or second.diagonal:
         return False

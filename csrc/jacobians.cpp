@@ -1,0 +1,126 @@
+// The host's side of the kernel of derivatives: data laid out for it, points shared among threads.
+#include "jacobians_host.hpp"
+
+#include <algorithm>
+
+#include "cpu.hpp"
+#include "packed.hpp"
+#include "parallel.hpp"
+
+namespace lmn {
+
+#if defined(__x86_64__)
+namespace x86_64_v4 {
+extern const JacobianKernels jacobian_kernels;
+}
+namespace x86_64_v3 {
+extern const JacobianKernels jacobian_kernels;
+}
+#endif
+namespace baseline {
+extern const JacobianKernels jacobian_kernels;
+}
+
+const JacobianKernels& jacobian_kernels_of(const std::string& isa) {
+    const std::string name = chosen_instruction_set(isa);
+#if defined(__x86_64__)
+    if (name == "x86_64_v4") return x86_64_v4::jacobian_kernels;
+    if (name == "x86_64_v3") return x86_64_v3::jacobian_kernels;
+#endif
+    return baseline::jacobian_kernels;
+}
+
+template <class T>
+const SlopeKernels<T>& Slopes<T>::kernels() const {
+    if constexpr (sizeof(T) == 4)
+        return kernels_.f32;
+    else
+        return kernels_.f64;
+}
+
+template <class T>
+Slopes<T>::Slopes(int64_t n_in, int64_t n_out, const double* first, const double* first_bias,
+                  const std::vector<SlopeLayerData>& layers, bool reverse, const std::string& isa)
+    : kernels_(jacobian_kernels_of(isa)) {
+    const int64_t block = kernels_.block_outputs;
+    for (const SlopeLayerData& data : layers) {
+        SlopeLayer<T> layer{};
+        layer.units = int(data.units);
+        layer.outputs = int(data.outputs);
+        layer.core = data.core;
+        layer.p0 = T(data.p0);
+        layer.p1 = T(data.p1);
+        layer.kink = T(data.kink);
+        layer.scale = kept(converted<T>(data.scale, data.units));
+        layer.slope = kept(converted<T>(data.slope, data.units));
+        layer.breakpoints = kept(converted<T>(data.breakpoints, data.n_breakpoints));
+        layer.n_breakpoints = int(data.n_breakpoints);
+        layer.bias = kept(converted<T>(data.bias, data.outputs));
+        if (data.weights) {
+            layer.weights = kept(packed<T>(data.weights, data.outputs, data.units, block, data.units, 1));
+            layer.transposed = kept(packed<T>(data.weights, data.units, data.outputs, block, 1, data.units));
+        }
+        layers_.push_back(layer);
+    }
+    const SlopeLayerData& last = layers.back();
+    const int64_t n_first = layers[0].units;
+    chain_ = {};
+    chain_.n_in = int(n_in);
+    chain_.n_out = int(n_out);
+    chain_.n_layers = int(layers_.size());
+    chain_.layers = layers_.data();
+    chain_.reverse = reverse;
+    chain_.n_rows = int(reverse ? n_out : n_in);
+    if (first) {
+        chain_.first = kept(packed<T>(first, n_first, n_in, block, n_in, 1));
+        chain_.first_transposed = kept(packed<T>(first, n_in, n_first, block, 1, n_in));
+        chain_.first_bias = kept(converted<T>(first_bias, n_first));
+    }
+    if (reverse && last.weights) {
+        chain_.rows = kept(converted<T>(last.weights, n_out * last.units));
+    } else if (!reverse && first) {
+        auto rows = aligned<T>(n_in * n_first);
+        for (int64_t i = 0; i < n_in; ++i)
+            for (int64_t c = 0; c < n_first; ++c) rows[i * n_first + c] = T(first[c * n_in + i]);
+        chain_.rows = kept(std::move(rows));
+    }
+}
+
+template <class T>
+void Slopes<T>::make_scratch(int threads) {
+    const size_t bytes = size_t(kernels().scratch_bytes(chain_)) + 64;
+    while (scratch_.size() < size_t(threads)) scratch_.push_back(aligned<char>(bytes));
+}
+
+namespace {
+constexpr double kNanosecondsAProduct = 0.02;
+}
+
+template <class T>
+void Slopes<T>::jacobians(const T* x, int64_t n, bool to_first, T* out, int threads) {
+    const int64_t tile = kernels().tile_points, width = to_first ? n_first() : chain_.n_in;
+    double products = double(chain_.n_in) * double(n_first());
+    for (const SlopeLayer<T>& layer : layers_) products += double(layer.units) * layer.outputs;
+    threads = workers_for(kNanosecondsAProduct * products * (1.0 + chain_.n_rows) * double(n), threads);
+    make_scratch(threads);
+    const int64_t size = chain_.n_out * width;
+    const int64_t row_stride = chain_.reverse ? width : 1, column_stride = chain_.reverse ? 1 : width;
+    parallel_for(0, (n + tile - 1) / tile, threads, [&](int64_t task, int worker) {
+        const int64_t first = task * tile;
+        kernels().jacobians(chain_, x + first * chain_.n_in, int(std::min(tile, n - first)), to_first,
+                            {out + first * size, size, row_stride, column_stride}, scratch(worker));
+    });
+}
+
+template <class T>
+void Slopes<T>::crossings(const T* z, int64_t n, const T* shifts, int64_t n_directions, int64_t* counts, int threads) {
+    make_scratch(threads);
+    parallel_for(0, n, threads, [&](int64_t i, int worker) {
+        kernels().crossings(chain_, z + i * n_first(), shifts, int(n_directions), counts + i * chain_.n_layers, scratch(worker));
+    });
+}
+
+template class Slopes<float>;
+template class Slopes<double>;
+
+}  // namespace lmn

@@ -1,0 +1,69 @@
+// Derivatives of an alternating chain of affine maps and activations at many points: the data, and the kernel's entry points.
+//
+// With z_0 = W_first x + b and z_{l+1} = W_l act_l(z_l) + b_l, the local Jacobian of the last affine map's output is
+//     A(x) = W_last diag(act'(z_last)) ... W_0 diag(act'(z_0)) W_first.
+// A tile of points goes forward together, one point a lane, and leaves the slopes act'(z) behind. The product is then taken from
+// the side with fewer rows: from the outputs (reverse), a row of W_last at a time, or from the inputs (forward).
+#pragma once
+
+#include <cstdint>
+
+namespace lmn {
+
+// One activation and the affine map after it.
+template <class T>
+struct SlopeLayer {
+    int units;
+    int core;  // index into kernels/activations.py: CORES
+    T p0, p1, kink;
+    const T* scale;        // [unit] act(z) = scale core(z) + slope z + a constant, which is part of the bias after it
+    const T* slope;        // [unit]
+    const T* breakpoints;  // that a unit is counted by if its pre-activations lie on both sides
+    int n_breakpoints;
+    int outputs;          // of the affine map after it
+    const T* weights;     // packed (outputs, units); null where the chain ends in this activation
+    const T* transposed;  // packed (units, outputs)
+    const T* bias;        // [output]
+};
+
+template <class T>
+struct SlopeChain {
+    int n_in, n_out, n_layers;
+    const T* first;             // packed (units of the first layer, n_in); null where the chain starts with an activation
+    const T* first_transposed;  // packed (n_in, units)
+    const T* first_bias;        // [unit]
+    const SlopeLayer<T>* layers;
+    bool reverse;
+    int n_rows;     // n_out in reverse, n_in forward
+    const T* rows;  // [row][unit] of W_last in reverse, of W_first transposed forward; null for the identity
+};
+
+// Where the Jacobians of a tile go: entry (point, row, column) is at out[point * point_stride + row * row_stride + ...], rows and
+// columns as they are swept: (output, input) in reverse, (input, output) forward.
+template <class T>
+struct JacobianOutput {
+    T* out;
+    int64_t point_stride, row_stride, column_stride;
+};
+
+template <class T>
+struct SlopeKernels {
+    int tile_points;
+    int64_t (*scratch_bytes)(const SlopeChain<T>&);
+    // The Jacobians of count <= tile_points points x [point][n_in]; with to_first, those of the outputs by z_0 (reverse only).
+    void (*jacobians)(const SlopeChain<T>&, const T* x, int count, bool to_first, JacobianOutput<T>, void* scratch);
+    // How many units of each layer have a breakpoint between the least and the greatest of their pre-activations over the
+    // 2 n_directions vertices z ± shift: z [unit] and shifts [direction][unit] are of the first layer.
+    void (*crossings)(const SlopeChain<T>&, const T* z, const T* shifts, int n_directions, int64_t* counts, void* scratch);
+};
+
+struct JacobianKernels {
+    int block_outputs;  // height of a packed block of weights
+    SlopeKernels<float> f32;
+    SlopeKernels<double> f64;
+    // The slope of a core at n values, a multiple of kMostLanes: what the tests of the slopes call.
+    void (*core_slopes_f32)(int core, float p0, float p1, float kink, const float* z, float* out, int64_t n);
+    void (*core_slopes_f64)(int core, double p0, double p1, double kink, const double* z, double* out, int64_t n);
+};
+
+}  // namespace lmn

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "aligned.hpp"
+#include "jacobians.hpp"
+
+namespace lmn {
+
+const JacobianKernels& jacobian_kernels_of(const std::string& isa);  // "": the best that this machine runs
+
+struct SlopeLayerData {  // row-major; borrowed while a Slopes is made
+    int64_t units, outputs;
+    int core;
+    double p0, p1, kink;
+    const double* scale;    // (units)
+    const double* slope;    // (units)
+    const double* weights;  // (outputs, units), or null
+    const double* bias;     // (outputs)
+    const double* breakpoints;
+    int64_t n_breakpoints;
+};
+
+// A chain whose derivatives are taken in T.
+template <class T>
+class Slopes {
+public:
+    // first is (units of the first layer, n_in), or null where the chain starts with an activation.
+    Slopes(int64_t n_in, int64_t n_out, const double* first, const double* first_bias, const std::vector<SlopeLayerData>& layers,
+           bool reverse, const std::string& isa);
+
+    // The Jacobians of points x (n, n_in) into out (n, n_out, n_in); with to_first (n, n_out, units of the first layer).
+    void jacobians(const T* x, int64_t n, bool to_first, T* out, int threads);
+
+    // For points with pre-activations z (n, units of the first layer), counts (n, n_layers); shifts are (n_directions, units).
+    void crossings(const T* z, int64_t n, const T* shifts, int64_t n_directions, int64_t* counts, int threads);
+
+    int64_t n_in() const { return chain_.n_in; }
+    int64_t n_out() const { return chain_.n_out; }
+    int64_t n_first() const { return chain_.layers[0].units; }
+    int64_t n_layers() const { return chain_.n_layers; }
+    bool reverse() const { return chain_.reverse; }
+
+private:
+    const T* kept(Aligned<T> array) { return arrays_.emplace_back(std::move(array)).get(); }
+    void* scratch(int worker) { return scratch_[size_t(worker)].get(); }
+    void make_scratch(int threads);
+    const SlopeKernels<T>& kernels() const;
+
+    const JacobianKernels& kernels_;
+    std::vector<Aligned<T>> arrays_;
+    std::vector<Aligned<char>> scratch_;
+    std::vector<SlopeLayer<T>> layers_;
+    SlopeChain<T> chain_;
+};
+
+}  // namespace lmn

@@ -1,0 +1,71 @@
+"""Any differentiable tail on any device, by PyTorch: from the outputs or from the inputs, whichever takes fewer sweeps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from lmn.kernels.jacobians.problem import Problem
+from lmn.kernels.threads import torch_threads
+
+
+def jacobians(problem: Problem) -> TailMaps:
+    return TailMaps(problem)
+
+
+class TailMaps:
+    """The local maps of a tail."""
+
+    first = None
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._forward = problem.forward and problem.n_in < problem.n_out
+
+    def jacobians(self, samples: Tensor, *, to_first: bool = False) -> Tensor:  # noqa: ARG002 - there is no first map
+        problem = self._problem
+        out = samples.new_empty(len(samples), problem.n_out, problem.n_in)
+        with torch_threads(problem.threads):
+            for first in range(0, len(samples), problem.batch):
+                part = slice(first, first + problem.batch)
+                out[part] = self._of(samples[part])
+        return out
+
+    def _of(self, samples: Tensor) -> Tensor:
+        if self._forward:
+            try:
+                return from_inputs(self._problem, samples)
+            except (NotImplementedError, RuntimeError):  # an operation that torch has no forward mode for
+                self._forward = False
+        return from_outputs(self._problem, samples)
+
+
+def from_outputs(problem: Problem, samples: Tensor) -> Tensor:
+    """Reverse mode: one sweep an output."""
+    with torch.enable_grad():
+        x = samples.detach().clone().requires_grad_()
+        y = problem.tail(x.clone())
+        if not y.requires_grad:
+            return x.new_zeros(len(x), problem.n_out, problem.n_in)
+        rows = [
+            torch.autograd.grad(y[:, k].sum(), x, retain_graph=k + 1 < problem.n_out, materialize_grads=True)[0]
+            for k in range(problem.n_out)
+        ]
+    return torch.stack([row.flatten(1) for row in rows], dim=1)
+
+
+def from_inputs(problem: Problem, samples: Tensor) -> Tensor:
+    """Forward mode: one sweep an input, as many together as a batch allows."""
+    n, columns = len(samples), []
+    together = max(1, problem.batch // max(1, n))
+    with torch.enable_grad(), forward_ad.dual_level():
+        for directions in torch.arange(problem.n_in).split(together):
+            tangent = torch.zeros(len(directions), n, problem.n_in, dtype=samples.dtype, device=samples.device)
+            tangent[torch.arange(len(directions)), :, directions] = 1
+            x = samples.detach().repeat(len(directions), *[1] * (samples.ndim - 1))
+            y = problem.tail(forward_ad.make_dual(x, tangent.reshape(x.shape)))
+            moved = forward_ad.unpack_dual(y).tangent
+            moved = torch.zeros_like(y) if moved is None else moved
+            columns.append(moved.detach().reshape(len(directions), n, problem.n_out))
+    return torch.cat(columns).permute(1, 2, 0)
