@@ -108,6 +108,14 @@ inline Vec<double> log1p_of_unit(Vec<double> e) {
     return each_lane<double>(e, [](double x) { return ::log1p(x); });
 }
 
+// With e = expm1(-2|z|): 1 - tanh² as 4 (1 + e) / (2 + e)², which goes to zero as it should where z is large and multiplies it.
+template <class T>
+inline Sloped<T> tanh_with_slope(Vec<T> z) {
+    const Vec<T> e = expm1_of_negative<T>(T(-2) * absolute<T>(z)), whole = e + T(2);
+    const Vec<T> inverse = T(1) / whole, t = -e * inverse;
+    return {z < Vec<T>{} ? -t : t, T(4) * (e + T(1)) * inverse * inverse};
+}
+
 template <class T>
 struct Identity {
     static Vec<T> at(Vec<T> z, CoreParameters<T>) { return z; }
@@ -140,8 +148,8 @@ template <class T>
 struct Tanh {  // tanh(p0 z)
     static Vec<T> at(Vec<T> z, CoreParameters<T> p) { return tanh_of(z * p.p0); }
     static Sloped<T> with_slope(Vec<T> z, CoreParameters<T> p) {
-        const Vec<T> t = at(z, p);
-        return {t, p.p0 * ((T(1) - t) * (T(1) + t))};
+        const Sloped<T> t = tanh_with_slope<T>(z * p.p0);
+        return {t.value, p.p0 * t.slope};
     }
 };
 
@@ -149,8 +157,8 @@ template <class T>
 struct ZTanh {  // z tanh(p0 z)
     static Vec<T> at(Vec<T> z, CoreParameters<T> p) { return z * tanh_of(z * p.p0); }
     static Sloped<T> with_slope(Vec<T> z, CoreParameters<T> p) {
-        const Vec<T> t = tanh_of(z * p.p0);
-        return {z * t, t + z * p.p0 * ((T(1) - t) * (T(1) + t))};
+        const Sloped<T> t = tanh_with_slope<T>(z * p.p0);
+        return {z * t.value, t.value + z * p.p0 * t.slope};
     }
 };
 
@@ -171,9 +179,9 @@ struct ZGeluTanh {  // z tanh(sqrt(2/pi) (z + 0.044715 z^3))
     static Sloped<T> with_slope(Vec<T> z, CoreParameters<T>) {
         constexpr T c = T(0.79788456080286535588);
         const Vec<T> square = minimum(broadcast(T(1e4)), z * z);  // beyond, the slope of tanh is zero: it must not meet infinity
-        const Vec<T> t = tanh_of(c * z * (T(0.044715) * square + T(1)));
+        const Sloped<T> t = tanh_with_slope<T>(c * z * (T(0.044715) * square + T(1)));
         const Vec<T> inner = c * (T(3 * 0.044715) * square + T(1));
-        return {z * t, t + z * inner * ((T(1) - t) * (T(1) + t))};
+        return {z * t.value, t.value + z * inner * t.slope};
     }
 };
 

@@ -5,10 +5,13 @@
 
 from lmn._core import __version__
 from lmn.activation_patterns import ActivationPatterns, activation_patterns
+from lmn.alignment import jacobian_alignment
 from lmn.backends import available_backends
 from lmn.connectivity import connectivity
 from lmn.errors import LmnError
 from lmn.grid import box, line, plane
+from lmn.jacobians import jacobians
+from lmn.local_complexity import LocalComplexity, local_complexity
 from lmn.measure import measure
 from lmn.measurement import Measurement
 from lmn.partition import Regions
@@ -18,6 +21,7 @@ from lmn.spectrum import linear_mapping_number
 __all__ = [
     "ActivationPatterns",
     "LmnError",
+    "LocalComplexity",
     "Measurement",
     "Regions",
     "__version__",
@@ -25,8 +29,11 @@ __all__ = [
     "available_backends",
     "box",
     "connectivity",
+    "jacobian_alignment",
+    "jacobians",
     "line",
     "linear_mapping_number",
+    "local_complexity",
     "measure",
     "plane",
     "regions",

@@ -178,10 +178,10 @@ def _lattice(subject: Subject, example: Tensor) -> Lattice | None:
     return Lattice(grid.counts, lambda steps: grid.between(torch.from_numpy(steps), example))
 
 
-def check_agreement(program: Program, tail: Callable[[Tensor], Tensor], samples: Tensor) -> None:
+def check_agreement(steps: Callable[[Tensor], Tensor], tail: Callable[[Tensor], Tensor], samples: Tensor) -> None:
     """The steps give what the model gives, at some samples."""
     with torch.no_grad():
-        got, expected = program(samples.clone()), tail(samples.clone()).to(samples.dtype)
+        got, expected = steps(samples.clone()), tail(samples.clone()).to(samples.dtype)
     if not bool(torch.isfinite(expected).all()):
         raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
     tolerance = 1e-3 * float(expected.abs().max())

@@ -68,6 +68,7 @@ _CONNECTIVITY = "lmn.kernels.connectivity."
 _REGIONS = "lmn.kernels.regions."
 _PATTERNS = "lmn.kernels.patterns."
 _JACOBIANS = "lmn.kernels.jacobians."
+_LOCAL_COMPLEXITY = "lmn.kernels.local_complexity."
 
 REGISTRY: dict[str, tuple[Backend, ...]] = {
     "connectivity": (
@@ -88,6 +89,11 @@ REGISTRY: dict[str, tuple[Backend, ...]] = {
         Backend("cpp", _JACOBIANS + "cpp", _chains, 20, takes_chains=True),
         Backend("torch", _JACOBIANS + "torch_eager", _anything, 10),
         Backend("reference", _JACOBIANS + "reference", _what_has_float64, 0),
+    ),
+    "local_complexity": (
+        Backend("cpp", _LOCAL_COMPLEXITY + "cpp", _chains, 20, takes_chains=True),
+        Backend("torch", _LOCAL_COMPLEXITY + "torch_eager", _anything, 10),
+        Backend("reference", _LOCAL_COMPLEXITY + "reference", _what_has_float64, 0),
     ),
 }
 

@@ -55,7 +55,8 @@ def paper(
 ) -> None:
     """Train a network of "Grokking as Compression" (arXiv 2310.05918), and watch its linear mapping number fall.
 
-    Writes history.csv (the measurements), figure.png (as the paper's Figure 2) and connectivity.png (as its Figure 4).
+    Writes history.csv (the measurements), figure.png (as the paper's Figure 2), connectivity.png (as its Figure 4) and
+    linear_maps.png (LMN beside the effective number of local linear maps).
     """
     with _errors_in_one_line():
         from lmn.paper import analysis, figures, tasks, train  # a second's import, not for `lmn --help`
@@ -75,9 +76,10 @@ def paper(
         print(f"{analysis.table(run)}\n\n{analysis.summary(run)}")
         figures.curves(run, folder / "figure.png")
         figures.connectivities(run, folder / "connectivity.png")
+        figures.maps(run, folder / "linear_maps.png")
         print(
             f"Training took {run.training:.0f} s, and {len(run.rows)} measurements took {run.measuring:.0f} s. "
-            f"Written to {folder}: history.csv, figure.png, connectivity.png."
+            f"Written to {folder}: history.csv, figure.png, connectivity.png, linear_maps.png."
         )
         if run.interrupted:
             raise typer.Exit(130)

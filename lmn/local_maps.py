@@ -85,7 +85,7 @@ def differentiated(network: Network, example: Tensor, backend: str, threads: int
 
 
 def _own_gradients(network: Network, samples: Tensor) -> tuple[Tensor, int]:
-    """The model's own derivatives of some combinations of its outputs, (n_combinations, n, n_in), and how many outputs it has."""
+    """The model's own derivatives of combinations of its outputs, (n_combinations, n, n_in), and how many outputs it has."""
     with torch.enable_grad():
         x = samples.detach().clone().requires_grad_()
         try:
@@ -94,8 +94,8 @@ def _own_gradients(network: Network, samples: Tensor) -> tuple[Tensor, int]:
             raise LmnError(f"the model can't be run with gradients ({in_short(error)}), so it has no Jacobians.") from error
         if not y.requires_grad:
             raise LmnError(
-                "the output has no derivative (it is detached, an argmax, a comparison, or made under no_grad), so there are no "
-                "Jacobians; pick a differentiable output with select=."
+                "the output has no derivative (it is detached, an argmax, a comparison, or made under no_grad), so there are "
+                "no Jacobians; pick a differentiable output with select=."
             )
         if not bool(torch.isfinite(y).all()):
             raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")

@@ -14,6 +14,9 @@ from lmn.backends import check_name
 from lmn.connectivity import Computed, check_segments, compute
 from lmn.errors import LmnError, thread_count, whole_number
 from lmn.grid import as_grid
+from lmn.jacobians import JacobianStatistics, statistics
+from lmn.local_complexity import DEFAULT_DIRECTIONS, LocalComplexity
+from lmn.local_complexity import find as local_complexity_of
 from lmn.measurement import Measurement
 from lmn.partition import Regions
 from lmn.regions import find, is_geometric
@@ -21,7 +24,8 @@ from lmn.selection import Select
 from lmn.spectrum import eigenvalues_in_place, nonlinear_complexity
 from lmn.subject import Subject
 
-METRICS = ("lmn", "regions")
+METRICS = ("lmn", "regions", "jacobians", "local_complexity")
+_UNASKED = ("lmn", "regions")
 _MOST_OBSERVED = 1 << 22  # points at which regions are looked for without being asked
 
 
@@ -55,8 +59,10 @@ def measure(
     tap : str, optional
         Name of a submodule (as in ``model.named_modules()``): samples are then its outputs, and the function measured is that
         from there to the model's output. Needed where inputs are integers. Default: the inputs themselves.
-    metrics : sequence of {"lmn", "regions"}, optional
-        What to measure. Default: all; what does not apply is None, and ``notes`` has the reason.
+    metrics : sequence of {"lmn", "regions", "jacobians", "local_complexity"}, optional
+        What to measure. Default: "lmn" and "regions". What does not apply is None, and ``notes`` has the reason.
+        "jacobians" are statistics of all points, or of all exact regions (:class:`lmn.jacobians.JacobianStatistics`);
+        "local_complexity" is :func:`lmn.local_complexity` with its defaults, at up to ``max_points`` points.
     select : callable, optional
         Picks a tensor with the batch first from the model's output, e.g. ``lambda out: out.logits[:, -1]``. Not needed for
         a tensor, or an output with ``.logits`` or the key "logits".
@@ -105,15 +111,24 @@ def measure(
     points = as_grid(grid)
     indices = _sample(points.n_points, max_points, seed)
     notes: list[str] = []
+    wanted = _UNASKED if metrics is None else metrics
     found: Computed | None = None
     regions: Regions | None = None
+    local: JacobianStatistics | None = None
+    crossings: LocalComplexity | None = None
     with Subject(model, points, tap=tap, select=select) as subject:
-        if metrics is None or "lmn" in metrics:
+        if "lmn" in wanted:
             found = compute(subject, indices, backend=backend, m=m, threads=threads, progress=progress, dtype=torch.float64)
             notes += found.notes
-        if metrics is None or "regions" in metrics:
+        if "regions" in wanted:
             regions, why = _regions(subject, metrics is None, max_regions, threads, progress)
             notes += [f"no regions: {why}"] if regions is None else []
+        if "jacobians" in wanted:
+            local, said = _jacobians(subject, regions, threads, progress)
+            notes += said
+        if "local_complexity" in wanted:
+            crossings, said = _local_complexity(subject, indices, threads, progress)
+            notes += said
     if indices is not None and found is not None:
         notes.append(
             f"the LMN of a random sample of {len(indices)} of the grid's {points.n_points} points (max_points), not of the grid"
@@ -121,6 +136,8 @@ def measure(
     return Measurement(
         n_points=points.n_points,
         regions=regions,
+        jacobians=local,
+        local_complexity=crossings,
         path=found.path if found is not None else subject.network.path,
         notes=tuple(notes),
         **_of_connectivity(found, indices, connectivity, m),
@@ -160,6 +177,31 @@ def _regions(
         return find(subject, max_regions=max_regions, threads=threads, progress=progress), ""
     except LmnError as error:
         return None, error.short
+
+
+def _jacobians(
+    subject: Subject, regions: Regions | None, threads: int, progress: bool
+) -> tuple[JacobianStatistics | None, tuple[str, ...]]:
+    """The Jacobians' statistics, or None, and what there is to say."""
+    try:
+        return statistics(subject, regions, threads, progress)
+    except LmnError as error:
+        return None, (f"no Jacobians: {error.short}",)
+
+
+def _local_complexity(
+    subject: Subject, indices: Tensor | None, threads: int, progress: bool
+) -> tuple[LocalComplexity | None, tuple[str, ...]]:
+    """The local complexity of the grid's points or of a sample, or None, and why."""
+    n_in = subject.network.sample_shape.numel()
+    directions = min(DEFAULT_DIRECTIONS, n_in)
+    said = (
+        () if directions == DEFAULT_DIRECTIONS else (f"local complexity with {directions} directions: there are {n_in} inputs",)
+    )
+    try:
+        return local_complexity_of(subject, indices, n_directions=directions, threads=threads, progress=progress), said
+    except LmnError as error:
+        return None, (f"no local complexity: {error.short}",)
 
 
 def _sample(n_points: int, max_points: int | None, seed: int) -> Tensor | None:

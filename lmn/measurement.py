@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lmn.jacobians import JacobianStatistics
+from lmn.local_complexity import LocalComplexity
 from lmn.partition import Regions
 
 
@@ -26,6 +28,10 @@ class Measurement:
     regions : Regions or None
         The activation regions: ``regions.count``, and ``regions.exact``, which tells whether these are all on a line, in a
         plane or in a box, or those observed at the points.
+    jacobians : JacobianStatistics or None
+        Norms and ranks of the local Jacobians, and how many of them differ.
+    local_complexity : LocalComplexity or None
+        Of each sample: how many units change sign around it.
     n_points : int
         Points of the grid.
     n_sampled : int or None
@@ -59,6 +65,8 @@ class Measurement:
     lmn: float | None = None
     nonlinear_complexity: float | None = None
     regions: Regions | None = field(default=None, repr=False)
+    jacobians: JacobianStatistics | None = field(default=None, repr=False)
+    local_complexity: LocalComplexity | None = field(default=None, repr=False)
     n_sampled: int | None = None
     eigenvalues: np.ndarray[Any, Any] | None = field(default=None, repr=False)
     connectivity: Tensor | None = field(default=None, repr=False)
@@ -73,8 +81,14 @@ class Measurement:
         """The numbers as flat floats, for loggers and data frames."""
         names = ("lmn", "nonlinear_complexity", "n_points", "n_sampled", "m", "n_redone", "elapsed")
         values = {name: getattr(self, name) for name in names}
-        regions = self.regions.to_dict() if self.regions is not None else {}
-        return {name: float(value) for name, value in values.items() if value is not None} | regions
+        found = {name: float(value) for name, value in values.items() if value is not None}
+        for part in self._parts:
+            found |= part.to_dict()
+        return found
+
+    @property
+    def _parts(self) -> list[Regions | JacobianStatistics | LocalComplexity]:
+        return [part for part in (self.regions, self.jacobians, self.local_complexity) if part is not None]
 
     def __str__(self) -> str:
         points = f"{self.n_sampled} of {self.n_points}" if self.n_sampled is not None else f"{self.n_points}"
@@ -82,5 +96,5 @@ class Measurement:
         lines = (
             [f"LMN {self.lmn:.4g}  (nonlinear complexity {self.nonlinear_complexity:.4g} bits)"] if self.lmn is not None else []
         )
-        lines += [str(self.regions)] if self.regions is not None else []
+        lines += map(str, self._parts)
         return "\n".join([*lines, f"{points} points{how}; {self.elapsed:.2f} s", *self.notes])

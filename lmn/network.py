@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from lmn.bends import Bends
 from lmn.checks import called_once, check_initialised, check_no_way_around, check_takes_one_input, checked_outputs
 from lmn.errors import LmnError, in_short
 from lmn.kernels.program import Program
@@ -154,6 +155,30 @@ class Network:
         except Exception as error:  # whatever the model's operations don't take of what is asked here
             raise LmnError(
                 f"the traced model can't be run step by step in {dtype} ({in_short(error)}), so its pieces are not known."
+            ) from error
+
+    def bends(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Bends:
+        """The tail with its activations and maxima, in the given dtype, with a copy of the weights of now.
+
+        Raises
+        ------
+        LmnError
+            It could not be traced; or it has an activation that has no kink, or is not known.
+        """
+        if self._graph is None:
+            raise LmnError(
+                "the model could not be traced, so its activations are not seen; take sizes from x.shape, do not branch on "
+                "values, pass the original of a compiled module, or measure the linear mapping number, metrics=('lmn',). The "
+                f"tracers said: {self.why}.",
+                short="the model could not be traced",
+            )
+        try:
+            return Bends(self._graph.module, self._example[:1].to(device, dtype))
+        except LmnError:
+            raise
+        except Exception as error:  # whatever the model's operations don't take of what is asked here
+            raise LmnError(
+                f"the traced model can't be run step by step in {dtype} ({in_short(error)}), so its activations are not seen."
             ) from error
 
     # -- running ---------------------------------------------------------------------------------------------------------

@@ -44,6 +44,12 @@ def test_s4_is_the_group_of_24_permutations() -> None:
     assert orders.tolist() == [10, 24]  # S4 has 1 + 9 elements that are their own inverse, and every element has one
 
 
+def test_the_effective_maps_correlation_leaves_out_what_float32_does_not_resolve() -> None:
+    run = run_of(lmn=[1, 2, 3, 9], effective_linear_maps=[2, 4, 6, 0], train_loss=[1, 0.1, 0.01, 1e-9])
+    assert analysis.maps_correlation(run) == pytest.approx(1)
+    assert "Effective linear maps: 2.0 at the start, 6.0 at their highest (step 200), 0.0 at the end" in analysis.summary(run)
+
+
 def test_the_split_is_four_fifths_of_all_pairs() -> None:
     torch.manual_seed(3)
     training, test = split(task(TaskName.MODADD))
@@ -185,7 +191,7 @@ def test_the_command_writes_its_files(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == ["0", "60", "120"]
     assert tuple(rows[0]) == COLUMNS
     assert 10 < float(rows[0]["lmn"]) < 25
-    for name in ("figure.png", "connectivity.png"):
+    for name in ("figure.png", "connectivity.png", "linear_maps.png"):
         assert (tmp_path / "new" / name).read_bytes().startswith(PNG)
     assert "Memorisation (100 % training accuracy) was first measured at step 120" in result.output
 

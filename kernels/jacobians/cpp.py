@@ -70,7 +70,7 @@ def _breakpoints(activation: Any, n_units: int) -> np.ndarray:
 
 
 def _from_outputs(chain: Chain) -> bool:
-    """Whether a sweep from the outputs takes no more products than one from the inputs: a row of either costs about the same."""
+    """Whether a sweep from the outputs takes no more products than one from the inputs."""
     between = sum(layer.weight.size for layer in chain.layers[:-1] if layer.weight is not None)
     first = chain.first[0].size if chain.first is not None else 0
     last = chain.layers[-1].weight.size if chain.layers and chain.layers[-1].weight is not None else 0

@@ -25,6 +25,8 @@ class ReferenceMaps:
                 with torch.enable_grad():
                     x = sample[None].clone().requires_grad_()
                     y = self._problem.tail(x.clone())[0, k]
-                    (gradient,) = torch.autograd.grad(y, x, materialize_grads=True) if y.requires_grad else (torch.zeros_like(x),)
+                    (gradient,) = (
+                        torch.autograd.grad(y, x, materialize_grads=True) if y.requires_grad else (torch.zeros_like(x),)
+                    )
                 out[i, k] = gradient.flatten()
         return out

@@ -12,7 +12,7 @@ from lmn.paper.train import Run
 
 Array = np.ndarray[Any, Any]
 
-_HEADS = ("step", "LMN", "L2 norm", "train loss", "test loss", "train acc", "test acc")
+_HEADS = ("step", "LMN", "maps", "L2 norm", "train loss", "test loss", "train acc", "test acc")
 _MOST_ROWS = 35
 _MOST_TURNS = 6
 UNDERFLOW = 2 * float(np.finfo(np.float32).eps)  # nats
@@ -110,7 +110,7 @@ def table(run: Run) -> str:
         row = run.rows[index]
         cells = (
             f"{row.step}",
-            *(f"{value:.2f}" for value in (row.lmn, row.l2_norm)),
+            *(f"{value:.2f}" for value in (row.lmn, row.effective_linear_maps, row.l2_norm)),
             *(f"{value:.3g}" for value in (row.train_loss, row.test_loss)),
             *(f"{value:.1%}" for value in (row.train_accuracy, row.test_accuracy)),
         )
@@ -136,7 +136,7 @@ def summary(run: Run) -> str:
         if index is not None
     ]
     sentences.append(f"LMN: {', '.join(moments)}, {last.lmn:.1f} at the end (step {last.step}).")
-    sentences += [_correlations(run), _turns(run)]
+    sentences += [_correlations(run), _turns(run), _maps(run)]
     underflow = underflowed(run)
     if underflow is not None:
         sentences.append(
@@ -155,6 +155,22 @@ def correlations(run: Run) -> tuple[int, float | None, float | None]:
     chosen[len(chosen) if (end := underflowed(run)) is None else end :] = False
     loss = run.column("test_loss")[chosen]
     return int(chosen.sum()), r_squared(lmn[chosen], loss), r_squared(run.column("l2_norm")[chosen], loss)
+
+
+def maps_correlation(run: Run) -> float | None:
+    """r² of LMN and effective linear maps over the run, as far as float32 resolves the training loss."""
+    end = underflowed(run)
+    return r_squared(run.column("lmn")[:end], run.column("effective_linear_maps")[:end])
+
+
+def _maps(run: Run) -> str:
+    maps, r2 = run.column("effective_linear_maps"), maps_correlation(run)
+    with_lmn = f"; r² with LMN over the run: {r2:.3f}" if r2 is not None else ""
+    highest = int(np.nanargmax(maps))
+    return (
+        f"Effective linear maps: {maps[0]:.1f} at the start, {maps[highest]:.1f} at their highest (step "
+        f"{run.rows[highest].step}), {maps[-1]:.1f} at the end{with_lmn}."
+    )
 
 
 def _correlations(run: Run) -> str:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from lmn.errors import LmnError
-from lmn.paper.analysis import Phase, phases, underflowed
+from lmn.paper.analysis import Phase, maps_correlation, phases, underflowed
 from lmn.paper.train import Run, Snapshot
 
 Array = np.ndarray[Any, Any]
 
 _N_CLUSTERS = 10
-_LMN_COLOUR, _L2_COLOUR, _ACCURACY_COLOUR = "#e8432f", "#6a9a6a", "#1313d6"
+_LMN_COLOUR, _L2_COLOUR, _ACCURACY_COLOUR, _MAPS_COLOUR = "#e8432f", "#6a9a6a", "#1313d6", "#0b7a75"
 _PHASE_COLOURS = {Phase.MEMORISING: "#666666", Phase.GENERALISING: "#ff8c0a", Phase.FINALISING: "#b800b8"}
 _DPI = 150
 
@@ -43,6 +43,32 @@ def curves(run: Run, path: Path) -> None:
         figure.suptitle(f"{run.task.title}, seed {run.seed}")
         against_lmn.set_ylabel("test loss (nats)")
         against_lmn.legend(loc="upper left", fontsize="small", handletextpad=0.1)
+
+
+def maps(run: Run, path: Path) -> None:
+    """Write LMN and effective linear maps side by side: both over the steps, and one against the other."""
+    with _written(path, (9, 3.4)) as figure:
+        over_steps, against = figure.subplots(1, 2, width_ratios=(2.2, 1))
+        steps, right = run.column("step"), over_steps.twinx()
+        lmn, effective = run.column("lmn"), run.column("effective_linear_maps")
+        _mark_underflow(over_steps, run)
+        over_steps.plot(steps, lmn, color=_LMN_COLOUR)
+        right.plot(steps, effective, color=_MAPS_COLOUR)
+        for axes, label, colour, values in (
+            (over_steps, "LMN", _LMN_COLOUR, lmn),
+            (right, "effective linear maps", _MAPS_COLOUR, effective),
+        ):
+            axes.set_ylabel(label, color=colour)
+            axes.tick_params(axis="y", colors=colour)
+            axes.set_ylim(0, 1.08 * max(1.0, float(np.nanmax(values))))
+        over_steps.set(xlabel="training step", xlim=(0, steps[-1]))
+        _scatter_phases(against, run, lmn, effective)
+        against.set_xlabel("LMN", color=_LMN_COLOUR)
+        against.set_ylabel("effective linear maps", color=_MAPS_COLOUR)
+        against.legend(loc="best", fontsize="small", handletextpad=0.1)
+        r2 = maps_correlation(run)
+        against.set_title(f"r² = {r2:.2f}" if r2 is not None else "", fontsize="medium")
+        figure.suptitle(f"{run.task.title}, seed {run.seed}: two numbers of linear maps")
 
 
 def connectivities(run: Run, path: Path) -> None:
@@ -98,11 +124,7 @@ def clustered(connectivity: Array) -> Array:
 
 def _draw_curves(axes: Any, run: Run) -> None:
     steps, right = run.column("step"), axes.twinx()
-    underflow = underflowed(run)
-    if underflow is not None:
-        axes.axvspan(steps[underflow], steps[-1], color="#eeeeee", zorder=0)
-        place = {"transform": axes.get_xaxis_transform(), "rotation": "vertical", "va": "bottom", "ha": "left"}
-        axes.text(steps[underflow], 0.02, "float32 loss underflows", fontsize="x-small", **place)
+    _mark_underflow(axes, run)
     axes.plot(steps, run.column("lmn"), color=_LMN_COLOUR, label="LMN")
     axes.plot(steps, run.column("l2_norm"), color=_L2_COLOUR, label="L2 norm")
     right.plot(steps, run.column("test_accuracy"), color=_ACCURACY_COLOUR, label="test accuracy")
@@ -116,15 +138,26 @@ def _draw_curves(axes: Any, run: Run) -> None:
     right.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False, fontsize="small")
 
 
-def _draw_loss(axes: Any, run: Run, column: str, label: str, colour: str) -> None:
+def _mark_underflow(axes: Any, run: Run) -> None:
+    steps, underflow = run.column("step"), underflowed(run)
+    if underflow is not None:
+        axes.axvspan(steps[underflow], steps[-1], color="#eeeeee", zorder=0)
+        place = {"transform": axes.get_xaxis_transform(), "rotation": "vertical", "va": "bottom", "ha": "left"}
+        axes.text(steps[underflow], 0.02, "float32 loss underflows", fontsize="x-small", **place)
+
+
+def _scatter_phases(axes: Any, run: Run, x: Array, y: Array) -> None:
+    """A point a row, coloured by its phase, on the path that the run took."""
     phase_of_row = phases(run.column("train_accuracy"), run.column("test_accuracy"))
-    x, loss = run.column(column), run.column("test_loss")
-    axes.plot(x, loss, color="#cccccc", linewidth=0.8, zorder=1)  # the path that the run took
+    axes.plot(x, y, color="#cccccc", linewidth=0.8, zorder=1)
     for phase, phase_colour in _PHASE_COLOURS.items():
         chosen = phase_of_row == phase
-        if not chosen.any():
-            continue
-        axes.scatter(x[chosen], loss[chosen], s=12, color=phase_colour, label=phase.name.lower(), zorder=2)
+        if chosen.any():
+            axes.scatter(x[chosen], y[chosen], s=12, color=phase_colour, label=phase.name.lower(), zorder=2)
+
+
+def _draw_loss(axes: Any, run: Run, column: str, label: str, colour: str) -> None:
+    _scatter_phases(axes, run, run.column(column), run.column("test_loss"))
     axes.set_xlabel(label, color=colour)
     axes.ticklabel_format(useOffset=False)
 

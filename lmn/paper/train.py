@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lmn.errors import LmnError, whole_number
+from lmn.jacobians import jacobians
 from lmn.kernels.threads import torch_threads
 from lmn.measure import measure
 from lmn.paper.tasks import Pairs, Task, split
@@ -26,10 +27,14 @@ _NAN = float("nan")
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured at one step; the LMN is NaN where the network was not finite."""
+    """What was measured at one step; NaN where the network was not finite.
+
+    ``effective_linear_maps`` is of the tail that the LMN is of, over the same samples (:func:`lmn.jacobians`).
+    """
 
     step: int
     lmn: float
+    effective_linear_maps: float
     l2_norm: float
     train_loss: float
     test_loss: float
@@ -195,7 +200,7 @@ def _measure(run: Run, model: nn.Module, training: Pairs, test: Pairs, *, step: 
     squares = torch.stack([parameter.detach().double().square().sum() for parameter in model.parameters()])
     l2_norm = float(squares.sum().sqrt())
     name = _snapshot_name(run, train_accuracy, test_accuracy, last)
-    lmn = _NAN
+    lmn = maps = _NAN
     try:
         found = measure(
             model,
@@ -206,6 +211,7 @@ def _measure(run: Run, model: nn.Module, training: Pairs, test: Pairs, *, step: 
             connectivity=name != "",
             progress=False,
         )
+        maps = jacobians(model, training.tokens, tap=TAP, reduce="effective_linear_maps", progress=False)
     except LmnError as error:
         if step == 0:
             raise  # an untrained network is finite: it is something else, and would be so at every step
@@ -216,7 +222,7 @@ def _measure(run: Run, model: nn.Module, training: Pairs, test: Pairs, *, step: 
         if found.connectivity is not None and found.eigenvalues is not None:
             matrix = found.connectivity.float().numpy()
             run.snapshots.append(Snapshot(name, step, lmn, matrix, found.eigenvalues))
-    row = Row(step, lmn, l2_norm, train_loss, test_loss, train_accuracy, test_accuracy)
+    row = Row(step, lmn, maps, l2_norm, train_loss, test_loss, train_accuracy, test_accuracy)
     run.rows.append(row)
     run.measuring += time.perf_counter() - began
     return row

@@ -1,0 +1,1 @@
+"""Local complexity: how many units change sign in the neighbourhood of a sample."""

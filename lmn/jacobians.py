@@ -1,0 +1,288 @@
+"""Local Jacobians in bulk: validate, plan, dispatch, reduce."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmn.backends import check_name
+from lmn.errors import LmnError, thread_count
+from lmn.grid import as_grid
+from lmn.kernels.distinct_maps import DistinctMaps, Maps
+from lmn.map_source import MOST_REGIONS, MapSource, map_source, piecewise_linear_program
+from lmn.memory import in_bytes, memory_limit_of
+from lmn.partition import Regions
+from lmn.progress import progress_bar
+from lmn.reductions import OF_DOMAIN, REDUCTIONS, effective_linear_maps, of_maps
+from lmn.regions import find
+from lmn.selection import Select
+from lmn.subject import Subject
+
+
+def jacobians(
+    model: nn.Module,
+    grid: Any,
+    *,
+    tap: str | None = None,
+    select: Select | None = None,
+    reduce: str | Sequence[str] | None = None,
+    offsets: bool = False,
+    backend: str = "auto",
+    memory_limit: float | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+) -> Any:
+    """The local Jacobian A(x) = ∂f/∂x of a model at every point of a grid, or what is to be known of it.
+
+    Of a piecewise-linear network A is that of x's activation region; where units are exactly at a breakpoint it has torch's
+    slopes there, or, at the points of a box, those of a region beside.
+
+    A map that many points share is computed once. In a box of up to three dimensions the regions of a chain are found by
+    geometry (:func:`lmn.regions`), and no point is run where they are fewer than the points; elsewhere a piecewise-linear
+    network is looked at for its distinct patterns first. Chains of affine maps and activations are differentiated by a C++
+    kernel, other models by torch, from the outputs or from the inputs, whichever takes fewer sweeps. What is read off a model
+    is checked against its own derivatives at some points; where these differ, its own reverse mode is used. BatchNorm is taken
+    in evaluation mode.
+
+    Parameters
+    ----------
+    model, grid, tap, select
+        As for :func:`lmn.measure`. With a tap, the derivatives are those by its outputs.
+    reduce : str or sequence of str, optional
+        What to return instead of the Jacobians, which are then never held all at once. Of each point, shape (n_points,):
+
+        - "frobenius_norm", "spectral_norm";
+        - "singular_values": (n_points, min(n_out, n_in)), descending;
+        - "effective_rank": 2^H, H the entropy in bits of the normalised squared singular values (Roy, Vetterli 2007, there of
+          the singular values themselves), 0 for a zero map;
+        - "participation_ratio": (Σ σ²)² / Σ σ⁴, 0 for a zero map;
+        - "log_determinant": log |det A| of square maps, -inf for singular ones.
+
+        Of the whole grid, a number:
+
+        - "linear_maps", int: distinct maps x → A x + c, two of which are one within a billionth of A's norm or their rounding
+          errors; maps that are linked by such pairs are one. Exact regions of a line, a plane or a box count by their own maps,
+          whatever the points; elsewhere it is the number of those observed at the points, a lower bound;
+        - "effective_linear_maps", float: 2^S, S the entropy in bits of the spectrum of Σ_i w_i a_i a_i', with a_i the
+          vectorised map of unit norm and w_i the weight of point i: uniform, or each exact region's share of a box. 1 for an
+          affine network, c for c orthogonal maps in equal shares. It costs O(n_points), where the linear mapping number costs
+          O(n_points²), and is another number: it compares the maps *at* the points, as directions, whatever their offsets c,
+          and nothing in between; LMN asks how straight the network is *between* each two points. Two far regions with one map
+          and a wrinkle between them are one map here and two there; small turns of a map count little here, and here alone.
+    offsets : bool
+        Return (A, c), c = f(x) - A x of shape (n_points, n_out); not with ``reduce``.
+    backend : {"auto", "cpp", "torch", "reference"}
+        One that is named takes every point by itself.
+    memory_limit : float, optional
+        Bytes that the result and what is held at a time may take. Default: half of what is free.
+    threads : int, optional
+        CPU threads; default ``torch.get_num_threads()``.
+    progress : bool
+
+    Returns
+    -------
+    Tensor of shape (n_points, n_out, n_in), in the samples' dtype and on their device
+        Samples and outputs are flattened. With ``reduce``: what is named there, in a dict if it is a sequence of names.
+
+    Raises
+    ------
+    LmnError
+        An output without a derivative (integers, an argmax); samples that influence each other; Jacobians that are not finite,
+        or do not fit the memory limit; and what :func:`lmn.measure` raises.
+
+    Examples
+    --------
+    >>> lmn.jacobians(model, lmn.box([-1, -1], [1, 1], 1024)).shape
+    >>> lmn.jacobians(model, samples, reduce="spectral_norm").max()
+    >>> lmn.jacobians(model, samples, reduce=("effective_rank", "effective_linear_maps"))
+    """
+    names = _names(reduce)
+    if offsets and names:
+        raise LmnError("offsets=True is for the maps themselves; leave out reduce=.")
+    check_name("jacobians", backend)
+    threads = thread_count(threads)
+    with Subject(model, as_grid(grid), tap=tap, select=select) as subject:
+        if not names:
+            return _stored(subject, offsets, backend, memory_limit, threads, progress)
+        found = _reduced(subject, names, backend, memory_limit, threads, progress)
+    return found[names[0]] if isinstance(reduce, str) else found
+
+
+def _reduced(
+    subject: Subject, names: tuple[str, ...], backend: str, memory_limit: float | None, threads: int, progress: bool
+) -> dict[str, Any]:
+    """Reductions by name."""
+    found: dict[str, Any] = {}
+    of_points = tuple(name for name in names if name not in OF_DOMAIN)
+    if of_points:
+        source = map_source(subject, backend=backend, threads=threads, progress=progress)
+        if "log_determinant" in of_points and source.n_in != source.n_out:
+            raise LmnError(f"log_determinant is of square maps, and these are {source.n_out} x {source.n_in}; leave it out.")
+        with progress_bar(source.n_maps, "Jacobians", "map", progress) as bar:
+            values = of_maps(source, of_points, _limit(source, memory_limit), bar.update)
+        found |= {name: _gathered([each], source) for name, each in values.items()}
+    if "linear_maps" in names:
+        found["linear_maps"] = linear_maps(subject, None, backend, memory_limit, threads, progress)
+    if "effective_linear_maps" in names:
+        source = map_source(subject, backend=backend, threads=threads, progress=progress, of_domain=True)
+        with progress_bar(source.n_maps, "Jacobians", "map", progress) as bar:
+            found["effective_linear_maps"] = effective_linear_maps(source, _limit(source, memory_limit), bar.update)
+    return {name: found[name] for name in names}
+
+
+@dataclass(frozen=True)
+class JacobianStatistics:
+    """What the local Jacobians of a network are like over a grid: means over its points, or over a box whose regions are known.
+
+    Attributes
+    ----------
+    frobenius_norm, spectral_norm, effective_rank : float
+        Means; see :func:`lmn.jacobians`.
+    largest_spectral_norm : float
+        The greatest of those seen: a lower bound of the network's Lipschitz constant where it was looked at.
+    linear_maps : int or None
+        None where the model computes in float32 only, or its regions are too many.
+    effective_linear_maps : float or None
+        None where its matrix would not fit the memory.
+    backend, path : str
+        What computed them, and how the model was taken.
+    elapsed : float
+        Seconds.
+    """
+
+    frobenius_norm: float
+    spectral_norm: float
+    largest_spectral_norm: float
+    effective_rank: float
+    linear_maps: int | None
+    effective_linear_maps: float | None
+    backend: str
+    path: str
+    elapsed: float
+
+    def to_dict(self) -> dict[str, float]:
+        """The numbers as flat floats, for loggers and data frames."""
+        jacobian = ("frobenius_norm", "spectral_norm", "largest_spectral_norm", "effective_rank")
+        values = {f"jacobian_{name}": getattr(self, name) for name in jacobian}
+        values |= {"linear_maps": self.linear_maps, "effective_linear_maps": self.effective_linear_maps}
+        return {name: float(value) for name, value in values.items() if value is not None}
+
+    def __str__(self) -> str:
+        maps = [f"{self.linear_maps} distinct linear maps"] if self.linear_maps is not None else []
+        maps += [f"{self.effective_linear_maps:.4g} effective ones"] if self.effective_linear_maps is not None else []
+        norms = f"Jacobians of spectral norm {self.spectral_norm:.4g}, {self.largest_spectral_norm:.4g} at most"
+        return "; ".join([", ".join(maps)] * bool(maps) + [f"{norms}, effective rank {self.effective_rank:.4g}"])
+
+
+def statistics(
+    subject: Subject, known: Regions | None, threads: int, progress: bool
+) -> tuple[JacobianStatistics, tuple[str, ...]]:
+    """The statistics of an open subject, and what there is to say of them."""
+    started, notes = time.perf_counter(), list[str]()
+    source = map_source(subject, backend="auto", threads=threads, progress=progress, of_domain=True, known=known)
+    limit = _limit(source, None)
+    with progress_bar(2 * source.n_maps, "Jacobians", "map", progress) as bar:
+        values = of_maps(source, ("frobenius_norm", "spectral_norm", "effective_rank"), limit, bar.update)
+        means = {name: float(source.weights.to(each.device) @ each.double()) for name, each in values.items()}
+        numbers: dict[str, Any] = {}
+        for name, count in (
+            ("effective_linear_maps", lambda: effective_linear_maps(source, limit, bar.update)),
+            ("linear_maps", lambda: linear_maps(subject, known, "auto", None, threads, progress)),
+        ):
+            try:
+                numbers[name] = count()
+            except LmnError as error:
+                numbers[name] = None
+                notes.append(f"no {name.replace('_', ' ')}: {error.short}")
+
+    found = JacobianStatistics(
+        frobenius_norm=means["frobenius_norm"],
+        spectral_norm=means["spectral_norm"],
+        largest_spectral_norm=float(values["spectral_norm"].max()),
+        effective_rank=means["effective_rank"],
+        linear_maps=numbers["linear_maps"],
+        effective_linear_maps=numbers["effective_linear_maps"],
+        backend=source.found.backend,
+        path=source.found.path,
+        elapsed=time.perf_counter() - started,
+    )
+    return found, tuple(notes)
+
+
+def _stored(
+    subject: Subject, offsets: bool, backend: str, memory_limit: float | None, threads: int, progress: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """All maps, and their offsets if asked for."""
+    source = map_source(subject, backend=backend, threads=threads, progress=progress)
+    limit, n_points = _limit(source, memory_limit), subject.grid.n_points
+    size = n_points * source.n_out * source.n_in * source.dtype.itemsize
+    if size > limit:
+        raise LmnError(
+            f"{n_points} Jacobians of {source.n_out} x {source.n_in} take {in_bytes(size)}, and the memory limit is "
+            f"{in_bytes(limit)}; reduce them as they are made (reduce='spectral_norm', say), take fewer points, or raise "
+            "memory_limit."
+        )
+    maps: list[Tensor] = []
+    c: list[Tensor] = []
+    with progress_bar(source.n_maps, "Jacobians", "map", progress) as bar:
+        for first, last in source.parts(source.n_in, limit):
+            maps.append(source.maps(first, last))
+            if offsets:
+                c.append(source.offsets(first, last, maps[-1]))
+            bar.update(last - first)
+    return (_gathered(maps, source), _gathered(c, source)) if offsets else _gathered(maps, source)
+
+
+def _gathered(parts: list[Tensor], source: MapSource) -> Tensor:
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return whole if source.gather is None else whole.index_select(0, source.gather.to(whole.device))
+
+
+def linear_maps(
+    subject: Subject, known: Regions | None, backend: str, memory_limit: float | None, threads: int, progress: bool
+) -> int:
+    """The number of distinct maps: of the regions of a piecewise-linear network, or of the points."""
+    if known is not None:
+        return known.n_linear_maps
+    if piecewise_linear_program(subject) is not None:
+        return find(subject, max_regions=MOST_REGIONS, threads=threads, progress=progress).n_linear_maps
+    if subject.network.single_inside:
+        raise LmnError(
+            "the model computes in float32 whatever it is given, and its maps can't be told from their rounding errors; count "
+            "effective_linear_maps."
+        )
+    source = map_source(subject, backend=backend, threads=threads, progress=progress)
+    distinct = DistinctMaps()
+    with progress_bar(source.n_maps, "linear maps", "map", progress) as bar:
+        for first, last in source.parts(4 * source.n_in, _limit(source, memory_limit)):
+            a = source.maps(first, last, double=True)
+            c = source.offsets(first, last, a)
+            zeros = torch.zeros(len(a), dtype=torch.float64)
+            distinct.add(Maps(*(x.cpu().numpy() for x in (a.flatten(1), c, zeros, zeros))))
+            bar.update(last - first)
+    return len(distinct)
+
+
+def _limit(source: MapSource, memory_limit: float | None) -> int:
+    limit = memory_limit_of(memory_limit, source.device)
+    each = 4 * source.n_out * source.n_in * source.dtype.itemsize
+    if each > limit:
+        raise LmnError(
+            f"one Jacobian of {source.n_out} x {source.n_in}, and what is made of it, takes {in_bytes(each)}, and the memory "
+            f"limit is {in_bytes(limit)}; pick fewer outputs with select=, tap a narrower submodule, or raise memory_limit."
+        )
+    return limit
+
+
+def _names(reduce: str | Sequence[str] | None) -> tuple[str, ...]:
+    if reduce is None:
+        return ()
+    names = (reduce,) if isinstance(reduce, str) else reduce
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) and name in REDUCTIONS for name in names):
+        raise LmnError(f"reduce is a name, or a sequence of names, out of {REDUCTIONS}; got {reduce!r}.")
+    return tuple(dict.fromkeys(names))

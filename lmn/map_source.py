@@ -1,0 +1,251 @@
+"""The local maps of a network on a grid: at its points, at one point of each distinct pattern, or of its exact regions.
+
+A map is computed once, whatever the number of points that have it; ``gather`` says which point has which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmn.activation_patterns import ActivationPatterns, observe
+from lmn.errors import LmnError
+from lmn.exact_regions import ExactRegions
+from lmn.grid import RegularGrid
+from lmn.kernels.activations import Activation
+from lmn.kernels.jacobians.problem import LocalMaps
+from lmn.kernels.patterns.bits import words_of
+from lmn.kernels.program import Program
+from lmn.local_maps import Differentiated, differentiated
+from lmn.lowering import NotAChain
+from lmn.observed_regions import ObservedRegions
+from lmn.partition import Regions
+from lmn.regions import find, is_geometric
+from lmn.subject import Subject, spread
+
+_WORTH_REGIONS = 4096  # points, from which on regions are looked for without being asked
+_WORTH_PATTERNS = 64
+_WORTH_SWEEPS = 4
+MOST_REGIONS = 1_000_000  # that are looked for without being asked
+_PROBED = 4096  # points by which it is seen whether patterns repeat
+_REPEATED = 8  # points a pattern, from which on a look at all patterns pays for a kernel that knows the chain
+_PART_BYTES = 1 << 23
+_LARGEST_PART = 1 << 16
+
+
+@dataclass(eq=False)
+class MapSource:
+    """Local maps, and the points that have them.
+
+    Attributes
+    ----------
+    subject : Subject
+    found : Differentiated
+    kind : {"points", "patterns", "regions"}
+    n_maps : int
+    weights : Tensor of shape (n_maps,), float64
+        The share of the points, or of the domain, that has each; they sum to 1.
+    gather : Tensor of shape (n_points,), int64, or None
+        Which map each point has; None: point i has map i.
+    representatives : Tensor of shape (n_maps,), int64, or None
+        The point at which each map is taken, where not every point has its own.
+    regions : ExactRegions or None
+    """
+
+    subject: Subject
+    found: Differentiated
+    kind: str
+    n_maps: int
+    weights: Tensor
+    dtype: torch.dtype
+    device: torch.device
+    gather: Tensor | None = None
+    representatives: Tensor | None = None
+    regions: ExactRegions | None = None
+    _factor: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def n_out(self) -> int:
+        return self.found.n_out
+
+    @property
+    def n_in(self) -> int:
+        return self.found.n_in
+
+    @property
+    def n_columns(self) -> int:
+        """Of a map in isometric coordinates."""
+        first = self._first
+        return self.n_in if first is None else len(first)
+
+    @property
+    def _first(self) -> Tensor | None:
+        maps: LocalMaps = self.found.maps
+        return maps.first if self.regions is None else None
+
+    def parts(self, columns: int, memory_limit: int) -> Iterator[tuple[int, int]]:
+        """Ranges of maps of so many columns that are held at a time."""
+        each = max(1, self.n_out * columns * self.dtype.itemsize)
+        rows = max(1, min(_LARGEST_PART, max(_PART_BYTES, memory_limit // 8) // each, memory_limit // (4 * each)))
+        for first in range(0, self.n_maps, rows):
+            yield first, min(first + rows, self.n_maps)
+
+    def samples(self, first: int, last: int) -> Tensor:
+        """The points at which maps are taken, (n, ...)."""
+        indices = torch.arange(first, last) if self.representatives is None else self.representatives[first:last]
+        return self.subject.samples(indices)
+
+    def maps(self, first: int, last: int, *, double: bool = False) -> Tensor:
+        """A of some maps, (n, n_out, n_in), in the samples' dtype or in float64."""
+        if self.regions is not None:
+            a = torch.from_numpy(self.regions.linear_maps.A[first:last])
+            return a if double else a.to(self.dtype)
+        samples = self.samples(first, last)
+        return _finite(self.found.maps.jacobians(samples.double() if double else samples), first)
+
+    def isometric(self, first: int, last: int) -> Tensor:
+        """The maps in coordinates of the inputs in which there are fewer: (n, n_out, n_columns).
+
+        A = B first, and first = R' Q' with orthonormal columns in Q: B R' has the norms, the singular values and the inner
+        products of A.
+        """
+        maps: LocalMaps = self.found.maps
+        if self._first is None:
+            return self.maps(first, last)
+        if self._factor is None:
+            self._factor = torch.linalg.qr(self._first.T, mode="r").R.T.contiguous()
+        b = maps.jacobians(self.samples(first, last), to_first=True)
+        return _finite(b @ self._factor.to(b), first)
+
+    def offsets(self, first: int, last: int, a: Tensor) -> Tensor:
+        """c = f(x) - A x of the maps A, (n, n_out), in float64 where the model can be had in it, and in the dtype of A."""
+        if self.regions is not None:
+            return torch.from_numpy(self.regions.linear_maps.c[first:last]).to(a)
+        network, samples = self.subject.network, self.samples(first, last)
+        dtype = samples.dtype if network.single_inside else torch.float64
+        parts = [network.tail(part.to(dtype, copy=True)) for part in samples.split(network.batch)]
+        x = samples.flatten(1).double()
+        # A again in float64: what is left of f(x) is a small difference.
+        exact = a.double() if network.single_inside or a.dtype == torch.float64 else self.maps(first, last, double=True)
+        return (torch.cat(parts).double() - torch.einsum("nki,ni->nk", exact, x)).to(a)
+
+
+def map_source(
+    subject: Subject,
+    *,
+    backend: str,
+    threads: int,
+    progress: bool,
+    of_domain: bool = False,
+    shared: bool = True,
+    known: Regions | None = None,
+) -> MapSource:
+    """Where the local maps of an open subject come from.
+
+    Parameters
+    ----------
+    of_domain : bool
+        What is asked is a number of the domain, for which the weights of maps are enough, and not of each point.
+    shared : bool
+        Whether a map may be computed once for many points. Those of a backend that is named are taken at every point.
+    known : Regions, optional
+        The subject's, if they were found before.
+    """
+    n_points = subject.grid.n_points
+    example = subject.samples(spread(n_points))
+    found = differentiated(subject.network, example, backend, threads)
+
+    def source(kind: str, n_maps: int, weights: Tensor | None = None, **rest: Tensor | ExactRegions | None) -> MapSource:
+        shares = torch.full((n_maps,), 1 / n_maps, dtype=torch.float64) if weights is None else weights.double()
+        return MapSource(subject, found, kind, n_maps, shares, example.dtype, example.device, **rest)  # type: ignore[arg-type]
+
+    shared = shared and backend == "auto" and found.path != "whole model" and example.device.type == "cpu"
+    regions = _regions(subject, n_points, threads, of_domain, known) if shared and found.path == "chain" else None
+    if regions is not None:
+        volumes = torch.from_numpy(regions.volumes)
+        labels = None if of_domain else regions.labels(cast(RegularGrid, subject.grid).counts, ends=True)
+        gather = None if labels is None else torch.from_numpy(labels).flatten()
+        return source("regions", regions.count, volumes / volumes.sum(), gather=gather, regions=regions)
+    patterns = (
+        _patterns(subject, found, threads, of_domain, known, progress) if shared and n_points >= _WORTH_PATTERNS else None
+    )
+    if patterns is not None:
+        return source(
+            "patterns",
+            len(patterns.counts),
+            torch.from_numpy(patterns.counts / n_points),
+            gather=None if patterns.ids is None else torch.from_numpy(patterns.ids),
+            representatives=torch.from_numpy(patterns.first),
+        )
+    return source("points", n_points)
+
+
+def _regions(subject: Subject, n_points: int, threads: int, of_domain: bool, known: Regions | None) -> ExactRegions | None:
+    """The regions of a box, where they are known or worth a search; else None."""
+    grid = subject.grid
+    if not isinstance(grid, RegularGrid) or grid.kind != "box" or not is_geometric(subject):
+        return None
+    if isinstance(known, ExactRegions):
+        return known
+    steps = subject.network.chain()
+    if isinstance(steps, NotAChain) or not all(step.piecewise_linear for step in steps if isinstance(step, Activation)):
+        return None
+    if not of_domain and n_points < _WORTH_REGIONS:
+        return None
+    try:
+        found = find(subject, max_regions=MOST_REGIONS if of_domain else n_points, threads=threads, progress=False)
+    except LmnError:  # more of them than points
+        return None
+    assert isinstance(found, ExactRegions)
+    return found
+
+
+def _patterns(
+    subject: Subject, found: Differentiated, threads: int, of_domain: bool, known: Regions | None, progress: bool
+) -> ActivationPatterns | None:
+    """The distinct patterns at the points, where the network is piecewise linear and they are worth a look; else None."""
+    if of_domain and isinstance(known, ObservedRegions):
+        return known.found
+    program = piecewise_linear_program(subject)
+    # A kernel that knows the chain takes a sweep in about the time in which torch takes a forward pass.
+    cheap = found.path == "chain" and (min(found.n_in, found.n_out) < _WORTH_SWEEPS or not _repeated(program, subject, threads))
+    if program is None or cheap:
+        return None
+    _, patterns = observe(
+        subject, backend="auto", ids=not of_domain, verify=False, exhaustive=not of_domain, threads=threads, progress=progress
+    )
+    return patterns
+
+
+def piecewise_linear_program(subject: Subject) -> Program | None:
+    """The network as steps, in the samples' dtype, where it is piecewise linear and is known to be."""
+    try:
+        return subject.network.program(subject.samples(spread(1)).dtype)
+    except LmnError:
+        return None
+
+
+def _repeated(program: Program | None, subject: Subject, threads: int) -> bool:
+    """Whether patterns repeat so much that looking at all of them first is cheaper than a Jacobian at each point."""
+    n_points = subject.grid.n_points
+    if program is None or n_points < 2 * _PROBED:
+        return False
+    words = words_of(program, subject.samples(spread(n_points, _PROBED)), threads)
+    return len(np.unique(words, axis=0)) * _REPEATED <= len(words)
+
+
+def _finite(maps: Tensor, first: int) -> Tensor:
+    if maps.numel():
+        low, high = torch.aminmax(maps)
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            bad = (~torch.isfinite(maps.flatten(1)).all(1)).nonzero()[:, 0]
+            raise LmnError(
+                f"{len(bad)} of {len(maps)} Jacobians are not finite (NaN, infinity), the first number {int(bad[0]) + first}; "
+                "is the training diverged, or has an operation (sqrt or norm at zero) no derivative at the point?"
+            )
+    return maps
