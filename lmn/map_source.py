@@ -211,10 +211,12 @@ def _patterns(
     """The distinct patterns at the points, where the network is piecewise linear and they are worth a look; else None."""
     if of_domain and isinstance(known, ObservedRegions):
         return known.found
-    program = piecewise_linear_program(subject)
+    is_chain = found.path == "chain"
     # A kernel that knows the chain takes a sweep in about the time in which torch takes a forward pass.
-    cheap = found.path == "chain" and (min(found.n_in, found.n_out) < _WORTH_SWEEPS or not _repeated(program, subject, threads))
-    if program is None or cheap:
+    if is_chain and min(found.n_in, found.n_out) < _WORTH_SWEEPS:
+        return None
+    program = piecewise_linear_program(subject)
+    if program is None or (is_chain and not _repeated(program, subject, threads)):
         return None
     _, patterns = observe(
         subject, backend="auto", ids=not of_domain, verify=False, exhaustive=not of_domain, threads=threads, progress=progress
@@ -230,10 +232,10 @@ def piecewise_linear_program(subject: Subject) -> Program | None:
         return None
 
 
-def _repeated(program: Program | None, subject: Subject, threads: int) -> bool:
+def _repeated(program: Program, subject: Subject, threads: int) -> bool:
     """Whether patterns repeat so much that looking at all of them first is cheaper than a Jacobian at each point."""
     n_points = subject.grid.n_points
-    if program is None or n_points < 2 * _PROBED:
+    if n_points < 2 * _PROBED:
         return False
     words = words_of(program, subject.samples(spread(n_points, _PROBED)), threads)
     return len(np.unique(words, axis=0)) * _REPEATED <= len(words)

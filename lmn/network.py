@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from lmn import remembered
 from lmn.bends import Bends
 from lmn.checks import called_once, check_initialised, check_no_way_around, check_takes_one_input, checked_outputs
 from lmn.errors import LmnError, in_short
@@ -18,6 +19,7 @@ from lmn.kernels.program import Program
 from lmn.lowering import ChainStep, NotAChain, lower
 from lmn.preserve import UNKNOWN, Habits, autocast_restored, observed, preserved
 from lmn.program import program
+from lmn.remembered import Remembered
 from lmn.selection import Root, Select
 from lmn.submodules import output_replaced, outputs_of, own_sizes, submodule, unwrapped
 from lmn.tracing import Growth, growth, traced_by_running, traced_symbolically, why_untraceable
@@ -73,38 +75,60 @@ class Network:
         self._root = Root(self.model, select)
         self._casts: dict[tuple[nn.Module, torch.dtype], dict[str, Tensor]] = {}
         self._graph: _Graph | None = None
-        self._habits = UNKNOWN
-        with self.reading() as learn:
-            check_takes_one_input(self.model)
-            inputs = _rows(example, _batch_unlike(self.model, example))
-            with observed(self.model) as habits:
-                checked_outputs(self._root, inputs, called_once(self.tap, self._tap_module))
-            self._habits = habits[0]
-            learn(self._habits)
-            samples = self._run_to_tap(inputs)
-            self._natural = samples.dtype
-            self._batch_of_model = batch_size(growth(self._root, inputs))
-            self.sample_shape = samples.shape[1:]
-            self._example = samples[:2].clone()
-            self._dummy = inputs[:1]
-            some = example[: max(len(inputs), min(_MOST_CHECKED, self._batch_of_model))]
-            if self.tap is not None:
-                check_no_way_around(self.tap, self._substituted, some, self._run_to_tap(some))
-            self.path, self.why = self._trace(samples, _and_between(self._run_to_tap(some)))
-            self._check_runs(samples)
-            grown = growth(self.tail, samples)
-            self.widest = max(self.sample_shape.numel(), grown.widest)
-            self.batch = min(batch_size(grown), batch_size(Growth(self.widest, 0, False)))
-            self.single_inside = self._computes_in_single(samples)
+        self._chain: list[ChainStep] | NotAChain | None = None
+        self._looks = remembered.looks(self.model, tap, select, example)
+        self._known = remembered.recall(self.model, self._looks)
+        self._habits = UNKNOWN if self._known is None else self._known.habits
+        self._unseen: Tensor | None = example
+
+    def _look(self, example: Tensor, learn: Callable[[Habits], None]) -> None:
+        """Check the model, and find out what there is to know of it; part of that may be remembered."""
+        known = self._known
+        check_takes_one_input(self.model)
+        inputs = _rows(example, _batch_unlike(self.model, example))
+        with observed(self.model) if known is None else nullcontext([known.habits]) as habits:
+            checked_outputs(self._root, inputs, called_once(self.tap, self._tap_module))
+        self._habits = habits[0]
+        learn(self._habits)
+        samples = self._run_to_tap(inputs)
+        self._natural = samples.dtype
+        self._batch_of_model = batch_size(growth(self._root, inputs)) if known is None else known.batch_of_model
+        self.sample_shape = samples.shape[1:]
+        self._example = samples[:2].clone()
+        self._dummy = inputs[:1]
+        some = example[: max(len(inputs), min(_MOST_CHECKED, self._batch_of_model))]
+        if self.tap is not None:
+            check_no_way_around(self.tap, self._substituted, some, self._run_to_tap(some))
+        checked = _and_between(self._run_to_tap(some))
+        if known is not None and self._is_as_remembered(known, checked):
+            self.path, self.why = "traced", ""
+            self.widest, self.batch, self.single_inside = known.widest, known.batch, known.single_inside
+            return
+        self.path, self.why, graph = self._trace(samples, checked)
+        self._check_runs(samples)
+        grown = growth(self.tail, samples)
+        self.widest = max(self.sample_shape.numel(), grown.widest)
+        self.batch = min(batch_size(grown), batch_size(Growth(self.widest, 0, False)))
+        self.single_inside = self._computes_in_single(samples)
+        if graph is not None:
+            found = Remembered(graph, self._habits, self._batch_of_model, self.batch, self.widest, self.single_inside)
+            remembered.remember(self.model, self._looks, found)
 
     @contextmanager
-    def reading(self) -> Iterator[Callable[[Habits], None]]:
-        """The model in evaluation mode, left as it was afterwards; enclose every use of ``samples``, ``tail``, ``chain``."""
+    def reading(self) -> Iterator[None]:
+        """The model in evaluation mode, left as it was afterwards; enclose every use of ``samples``, ``tail``, ``chain``.
+
+        When it is first entered, the model is looked at.
+        """
         with preserved(self.model, self._habits) as learn:
             try:
-                yield learn
+                if self._unseen is not None:
+                    example, self._unseen = self._unseen, None
+                    self._look(example, learn)
+                yield
             finally:
                 self._casts.clear()
+                self._chain = None
 
     def samples(self, inputs: Tensor) -> Tensor:
         """The activations at the tap, shape (n_points, *sample_shape)."""
@@ -132,7 +156,9 @@ class Network:
         """The tail as an alternation of affine maps and activations with the weights of now, or why it is none."""
         if self._graph is None:
             return NotAChain("the model is run whole")
-        return lower(self._graph.module, self._example)
+        if self._chain is None:
+            self._chain = lower(self._graph.module, self._example)
+        return self._chain
 
     def program(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Program:
         """The tail as affine steps and bends, in the given dtype, with a copy of the weights of now, maybe on another device.
@@ -233,30 +259,43 @@ class Network:
             return inputs.clone()
         return outputs_of(self._tap_module, self._root, inputs.clone(), str(self.tap))
 
-    def _trace(self, samples: Tensor, checked: Tensor) -> tuple[str, str]:
-        """Find a graph that gives what the model gives at the samples to be checked."""
+    def _trace(self, samples: Tensor, checked: Tensor) -> tuple[str, str, fx.Graph | None]:
+        """Find a graph that gives what the model gives at the samples to be checked; and what of it may be remembered."""
         why = why_untraceable(self.model)
         if why:
-            return "whole model", why
+            return "whole model", why, None
         reasons = []
-        # Of two sizes at least: a graph may have taken the batch's for a constant. The same for both: an output that is a
-        # difference of large terms is rounded otherwise in another batch.
-        parts = [part for part in (checked[:2], *checked[2:].split(self._batch_of_model)) if len(part)]
-        expected = torch.cat([self.untraced(part.clone()) for part in parts])
-        atol = 1e-3 * float(expected.abs().max())
         by_symbols = partial(traced_symbolically, self._root, self._tap_module)
         by_running = partial(traced_by_running, self._run_from_tap, samples)
         for trace in (by_symbols, by_running):
             try:
-                self._graph = _Graph(trace())
-                got = torch.cat([self.tail(part.clone()) for part in parts])
-                if torch.allclose(got, expected, rtol=1e-3, atol=atol):
-                    return "traced", ""
+                with remembered.reads() as looked:
+                    graph = trace()
+                if self._gives_the_outputs(graph, checked):
+                    kept = remembered.unowned(graph) if trace is by_symbols and not looked.seen else None
+                    return "traced", "", kept
                 reasons.append("the traced graph gives other outputs than the model")
             except Exception as error:  # whatever a tracer can't follow, the model itself can
                 reasons.append(in_short(error))
             self._graph = None
-        return "whole model", "; ".join(dict.fromkeys(reasons))
+        return "whole model", "; ".join(dict.fromkeys(reasons)), None
+
+    def _is_as_remembered(self, known: Remembered, checked: Tensor) -> bool:
+        """Take a remembered graph for the tail, if it still is it."""
+        try:
+            return not why_untraceable(self.model) and self._gives_the_outputs(known.on(self._root), checked)
+        except Exception:  # whatever has changed, a new graph will have it
+            return False
+
+    def _gives_the_outputs(self, graph: fx.GraphModule, checked: Tensor) -> bool:
+        """Take a graph for the tail, and tell whether it gives what the model gives at some samples."""
+        self._graph = _Graph(graph)
+        # Of two sizes at least: a graph may have taken the batch's for a constant. The same for both: an output that is a
+        # difference of large terms is rounded otherwise in another batch.
+        parts = [part for part in (checked[:2], *checked[2:].split(self._batch_of_model)) if len(part)]
+        expected = torch.cat([self.untraced(part.clone()) for part in parts])
+        got = torch.cat([self.tail(part.clone()) for part in parts])
+        return torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
     def _run_from_tap(self, h: Tensor) -> Tensor:
         if self._tap_module is None:

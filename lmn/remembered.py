@@ -35,8 +35,8 @@ class Remembered:
     graph : fx.Graph
         From the tap on, on the model inside a ``Root``; its nodes name modules and parameters, and hold none.
     habits : Habits
-    widest, columns : int
-        Values a sample, as of a ``Growth``, of the whole model and of the tail.
+    batch_of_model, batch, widest, single_inside
+        As of the ``Network``.
     """
 
     graph: fx.Graph
@@ -63,10 +63,6 @@ def remember(model: nn.Module, key: Hashable, found: Remembered) -> None:
         while len(kept) >= _MOST_KEPT:
             del kept[next(iter(kept))]
         kept[key] = found
-
-
-def forget(model: nn.Module, key: Hashable) -> None:
-    _KEPT.get(model, {}).pop(key, None)
 
 
 def unowned(module: fx.GraphModule) -> fx.Graph | None:
@@ -100,7 +96,8 @@ def reads() -> Iterator[_Reads]:
 def looks(model: nn.Module, tap: str | None, select: Any, samples: Tensor) -> Hashable:
     """What must be the same for a graph to be used again; None where that can't be told."""
     selection = _function(select)
-    if selection is None and select is not None:
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    if scripted or (selection is None and select is not None):
         return None
     kind = (tuple(samples.shape[1:]), samples.dtype, samples.device)
     return (tap, selection, kind, tuple(_module(name, module) for name, module in model.named_modules(remove_duplicate=False)))
