@@ -431,7 +431,7 @@ constexpr py::ssize_t kMostBreakpoints = 32;  // of an activation: two bits each
 
 template <class T>
 std::unique_ptr<lmn::Slopes<T>> make_slopes(const std::optional<std::pair<Array, Array>>& first, const std::vector<SlopeLayer>& layers,
-                                            bool reverse, const std::string& isa) {
+                                            const std::optional<Array>& last, bool reverse, const std::string& isa) {
     require(!layers.empty(), "a chain has a layer");
     std::vector<lmn::SlopeLayerData> data;
     for (size_t l = 0; l < layers.size(); ++l) {
@@ -451,26 +451,27 @@ std::unique_ptr<lmn::Slopes<T>> make_slopes(const std::optional<std::pair<Array,
     if (first)
         require(first->first.ndim() == 2 && first->first.shape(0) == n_first && first->second.size() == n_first,
                 "the first map is (units, n_in) with a bias (units)");
+    if (last) require(reverse && last->ndim() == 2 && last->shape(1) == n_first, "the last map is (n_last, units), of a reverse sweep");
     return std::make_unique<lmn::Slopes<T>>(first ? first->first.shape(1) : n_first, data.back().outputs,
                                             first ? first->first.data() : nullptr, first ? first->second.data() : nullptr, data,
-                                            reverse, isa);
+                                            last ? last->data() : nullptr, last ? last->shape(0) : 0, reverse, isa);
 }
 
 template <class T>
 using Rows = py::array_t<T, py::array::c_style>;
 
 template <class T>
-void slopes_jacobians(lmn::Slopes<T>& self, const Rows<T>& x, bool to_first, Rows<T>& out, int threads) {
+void slopes_jacobians(lmn::Slopes<T>& self, const Rows<T>& x, bool to_last, Rows<T>& out, int threads) {
     require(x.ndim() == 2 && x.shape(1) == self.n_in(), "x is (n_points, n_in)");
-    require(!to_first || self.reverse(), "only a sweep from the outputs ends at the first layer");
-    const auto width = to_first ? self.n_first() : self.n_in();
+    require(!to_last || self.n_last() > 0, "there is a last map");
+    const auto width = to_last ? self.n_last() : self.n_in();
     require(out.ndim() == 3 && out.shape(0) == x.shape(0) && out.shape(1) == self.n_out() && out.shape(2) == width,
             "out is (n_points, n_out, n_in)");
     T* to = out.mutable_data();
     const T* from = x.data();
     const int64_t n = x.shape(0);
     const py::gil_scoped_release release;
-    self.jacobians(from, n, to_first, to, threads);
+    self.jacobians(from, n, to_last, to, threads);
 }
 
 template <class T>
@@ -489,8 +490,9 @@ Longs slopes_crossings(lmn::Slopes<T>& self, const Rows<T>& z, const Rows<T>& sh
 template <class T>
 void bind_slopes(py::module_& module, const char* name) {
     py::class_<lmn::Slopes<T>>(module, name)
-        .def(py::init(&make_slopes<T>), py::arg("first"), py::arg("layers"), py::arg("reverse"), py::arg("isa") = "")
-        .def("jacobians", &slopes_jacobians<T>, py::arg("x").noconvert(), py::arg("to_first"), py::arg("out").noconvert(),
+        .def(py::init(&make_slopes<T>), py::arg("first"), py::arg("layers"), py::arg("last"), py::arg("reverse"),
+             py::arg("isa") = "")
+        .def("jacobians", &slopes_jacobians<T>, py::arg("x").noconvert(), py::arg("to_last"), py::arg("out").noconvert(),
              py::arg("threads"))
         .def("crossings", &slopes_crossings<T>, py::arg("z").noconvert(), py::arg("shifts").noconvert(), py::arg("threads"));
 }

@@ -40,7 +40,8 @@ const SlopeKernels<T>& Slopes<T>::kernels() const {
 
 template <class T>
 Slopes<T>::Slopes(int64_t n_in, int64_t n_out, const double* first, const double* first_bias,
-                  const std::vector<SlopeLayerData>& layers, bool reverse, const std::string& isa)
+                  const std::vector<SlopeLayerData>& layers, const double* last_map, int64_t n_last, bool reverse,
+                  const std::string& isa)
     : kernels_(jacobian_kernels_of(isa)) {
     const int64_t block = kernels_.block_outputs;
     for (const SlopeLayerData& data : layers) {
@@ -76,6 +77,10 @@ Slopes<T>::Slopes(int64_t n_in, int64_t n_out, const double* first, const double
         chain_.first_transposed = kept(packed<T>(first, n_in, n_first, block, 1, n_in));
         chain_.first_bias = kept(converted<T>(first_bias, n_first));
     }
+    if (last_map) {
+        chain_.last = kept(packed<T>(last_map, n_last, n_first, block, n_first, 1));
+        chain_.n_last = int(n_last);
+    }
     if (reverse && last.weights) {
         chain_.rows = kept(converted<T>(last.weights, n_out * last.units));
     } else if (!reverse && first) {
@@ -87,9 +92,10 @@ Slopes<T>::Slopes(int64_t n_in, int64_t n_out, const double* first, const double
 }
 
 template <class T>
-void Slopes<T>::make_scratch(int threads) {
-    const size_t bytes = size_t(kernels().scratch_bytes(chain_)) + 64;
-    while (scratch_.size() < size_t(threads)) scratch_.push_back(aligned<char>(bytes));
+void Slopes<T>::make_scratch(int threads, int64_t bytes) {
+    if (bytes > scratch_bytes_) scratch_.clear();
+    scratch_bytes_ = std::max(bytes, scratch_bytes_);
+    while (scratch_.size() < size_t(threads)) scratch_.push_back(aligned<char>(size_t(scratch_bytes_) + 64));
 }
 
 namespace {
@@ -97,26 +103,32 @@ constexpr double kNanosecondsAProduct = 0.02;
 }
 
 template <class T>
-void Slopes<T>::jacobians(const T* x, int64_t n, bool to_first, T* out, int threads) {
-    const int64_t tile = kernels().tile_points, width = to_first ? n_first() : chain_.n_in;
+void Slopes<T>::jacobians(const T* x, int64_t n, bool to_last, T* out, int threads) {
+    const int64_t tile = kernels().tile_points, width = to_last ? n_last() : chain_.n_in;
     double products = double(chain_.n_in) * double(n_first());
     for (const SlopeLayer<T>& layer : layers_) products += double(layer.units) * layer.outputs;
     threads = workers_for(kNanosecondsAProduct * products * (1.0 + chain_.n_rows) * double(n), threads);
-    make_scratch(threads);
+    make_scratch(threads, kernels().scratch_bytes(chain_));
     const int64_t size = chain_.n_out * width;
     const int64_t row_stride = chain_.reverse ? width : 1, column_stride = chain_.reverse ? 1 : width;
     parallel_for(0, (n + tile - 1) / tile, threads, [&](int64_t task, int worker) {
         const int64_t first = task * tile;
-        kernels().jacobians(chain_, x + first * chain_.n_in, int(std::min(tile, n - first)), to_first,
+        kernels().jacobians(chain_, x + first * chain_.n_in, int(std::min(tile, n - first)), to_last,
                             {out + first * size, size, row_stride, column_stride}, scratch(worker));
     });
 }
 
 template <class T>
 void Slopes<T>::crossings(const T* z, int64_t n, const T* shifts, int64_t n_directions, int64_t* counts, int threads) {
-    make_scratch(threads);
-    parallel_for(0, n, threads, [&](int64_t i, int worker) {
-        kernels().crossings(chain_, z + i * n_first(), shifts, int(n_directions), counts + i * chain_.n_layers, scratch(worker));
+    const int64_t together = kernels().together(int(n_directions));
+    double products = 0;
+    for (const SlopeLayer<T>& layer : layers_) products += double(layer.units) * layer.outputs;
+    threads = workers_for(kNanosecondsAProduct * products * double(n_directions) * double(n), threads);
+    make_scratch(threads, kernels().crossings_bytes(chain_, int(n_directions)));
+    parallel_for(0, (n + together - 1) / together, threads, [&](int64_t task, int worker) {
+        const int64_t first = task * together;
+        kernels().crossings(chain_, z + first * n_first(), int(std::min(together, n - first)), shifts, int(n_directions),
+                            counts + first * chain_.n_layers, scratch(worker));
     });
 }
 

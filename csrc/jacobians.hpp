@@ -32,6 +32,8 @@ struct SlopeChain {
     const T* first;             // packed (units of the first layer, n_in); null where the chain starts with an activation
     const T* first_transposed;  // packed (n_in, units)
     const T* first_bias;        // [unit]
+    const T* last;              // packed (n_last, units of the first layer): what a reverse sweep may end in instead of first
+    int n_last;
     const SlopeLayer<T>* layers;
     bool reverse;
     int n_rows;     // n_out in reverse, n_in forward
@@ -50,11 +52,15 @@ template <class T>
 struct SlopeKernels {
     int tile_points;
     int64_t (*scratch_bytes)(const SlopeChain<T>&);
-    // The Jacobians of count <= tile_points points x [point][n_in]; with to_first, those of the outputs by z_0 (reverse only).
-    void (*jacobians)(const SlopeChain<T>&, const T* x, int count, bool to_first, JacobianOutput<T>, void* scratch);
+    // The Jacobians of count <= tile_points points x [point][n_in]; with to_last, those of the outputs by z_0, times last
+    // transposed (reverse only).
+    void (*jacobians)(const SlopeChain<T>&, const T* x, int count, bool to_last, JacobianOutput<T>, void* scratch);
     // How many units of each layer have a breakpoint between the least and the greatest of their pre-activations over the
-    // 2 n_directions vertices z ± shift: z [unit] and shifts [direction][unit] are of the first layer.
-    void (*crossings)(const SlopeChain<T>&, const T* z, const T* shifts, int n_directions, int64_t* counts, void* scratch);
+    // 2 n_directions vertices z ± shift, for some points, at most as many as are taken together: z [point][unit] and shifts
+    // [direction][unit] are of the first layer, counts [point][layer].
+    int (*together)(int n_directions);
+    int64_t (*crossings_bytes)(const SlopeChain<T>&, int n_directions);
+    void (*crossings)(const SlopeChain<T>&, const T* z, int count, const T* shifts, int n_directions, int64_t* counts, void* scratch);
 };
 
 struct JacobianKernels {

@@ -26,12 +26,13 @@ struct SlopeLayerData {  // row-major; borrowed while a Slopes is made
 template <class T>
 class Slopes {
 public:
-    // first is (units of the first layer, n_in), or null where the chain starts with an activation.
+    // first is (units of the first layer, n_in), or null where the chain starts with an activation; last (n_last, units), or null.
     Slopes(int64_t n_in, int64_t n_out, const double* first, const double* first_bias, const std::vector<SlopeLayerData>& layers,
-           bool reverse, const std::string& isa);
+           const double* last, int64_t n_last, bool reverse, const std::string& isa);
 
-    // The Jacobians of points x (n, n_in) into out (n, n_out, n_in); with to_first (n, n_out, units of the first layer).
-    void jacobians(const T* x, int64_t n, bool to_first, T* out, int threads);
+    // The Jacobians of points x (n, n_in) into out (n, n_out, n_in); with to_last, those by the first pre-activations times
+    // last transposed, (n, n_out, n_last).
+    void jacobians(const T* x, int64_t n, bool to_last, T* out, int threads);
 
     // For points with pre-activations z (n, units of the first layer), counts (n, n_layers); shifts are (n_directions, units).
     void crossings(const T* z, int64_t n, const T* shifts, int64_t n_directions, int64_t* counts, int threads);
@@ -40,17 +41,18 @@ public:
     int64_t n_out() const { return chain_.n_out; }
     int64_t n_first() const { return chain_.layers[0].units; }
     int64_t n_layers() const { return chain_.n_layers; }
-    bool reverse() const { return chain_.reverse; }
+    int64_t n_last() const { return chain_.last ? chain_.n_last : 0; }
 
 private:
     const T* kept(Aligned<T> array) { return arrays_.emplace_back(std::move(array)).get(); }
     void* scratch(int worker) { return scratch_[size_t(worker)].get(); }
-    void make_scratch(int threads);
+    void make_scratch(int threads, int64_t bytes);
     const SlopeKernels<T>& kernels() const;
 
     const JacobianKernels& kernels_;
     std::vector<Aligned<T>> arrays_;
     std::vector<Aligned<char>> scratch_;
+    int64_t scratch_bytes_ = 0;
     std::vector<SlopeLayer<T>> layers_;
     SlopeChain<T> chain_;
 };

@@ -53,15 +53,22 @@ class Pieces:
         return np.column_stack([first, first[:, None] + np.cumsum(steps, axis=1)])
 
 
+def breakpoints_of(activation: Activation) -> np.ndarray:
+    """Where the pieces of a piecewise-linear activation that is not the identity meet: ascending, float64."""
+    bounds = {"pieces": activation.breakpoints, "abs": (0.0,), "clamp": (activation.p0, activation.p1)}[activation.core]
+    return np.unique([at for at in bounds if np.isfinite(at)])
+
+
 def pieces(activation: Activation, n_units: int) -> Pieces:
     """The pieces of a piecewise-linear activation that is not the identity."""
     if activation.core == "pieces":
         return _pieces_by_values(activation, n_units)
-    at, core_slopes = {
-        "abs": (np.array([-np.inf, 0.0, np.inf]), np.array([-1.0, 1.0])),
-        "clamp": (np.array([-np.inf, activation.p0, activation.p1, np.inf]), np.array([0.0, 1.0, 0.0])),
-    }[activation.core]
-    breakpoints, core_slopes = np.unique(at[np.isfinite(at)]), core_slopes[at[:-1] < at[1:]]  # bounds may be infinite, or equal
+    breakpoints = breakpoints_of(activation)
+    if activation.core == "abs":
+        core_slopes = np.array([-1.0, 1.0])
+    else:
+        ends = np.array([-np.inf, activation.p0, activation.p1, np.inf])
+        core_slopes = np.array([0.0, 1.0, 0.0])[ends[:-1] < ends[1:]]  # bounds may be infinite, or equal
     scale, slope = activation.by_unit(n_units)
     first = torch.full((1, n_units), breakpoints[0], dtype=torch.float64)
     slopes = np.outer(scale, core_slopes) + slope[:, None]
@@ -70,7 +77,7 @@ def pieces(activation: Activation, n_units: int) -> Pieces:
 
 def _pieces_by_values(activation: Activation, n_units: int) -> Pieces:
     """The slopes between given breakpoints, from the activation's values there."""
-    breakpoints = np.array(activation.breakpoints, dtype=np.float64)
+    breakpoints = breakpoints_of(activation)
     at = np.concatenate([breakpoints[:1] - 1, breakpoints, breakpoints[-1:] + 1])
     values = activation.function(torch.from_numpy(at)[:, None])[:, 0].double().numpy()
     slopes = np.diff(values) / np.diff(at)

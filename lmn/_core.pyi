@@ -198,11 +198,12 @@ class _Slopes(Generic[Number]):
         self,
         first: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
         layers: list[SlopeLayer],
+        last: NDArray[np.float64] | None,
         reverse: bool,
         isa: str = "",
     ) -> None: ...
-    def jacobians(self, x: NDArray[Number], to_first: bool, out: NDArray[Number], threads: int) -> None:
-        """Fill out, (n_points, n_out, n_in), at points x, (n_points, n_in); with to_first by the first pre-activations."""
+    def jacobians(self, x: NDArray[Number], to_last: bool, out: NDArray[Number], threads: int) -> None:
+        """Fill out, (n_points, n_out, n_in), at points x, (n_points, n_in); with to_last (n_points, n_out, n_last)."""
 
     def crossings(self, z: NDArray[Number], shifts: NDArray[Number], threads: int) -> NDArray[np.int64]:
         """(n_points, n_layers): the units with a breakpoint among the vertices z ± shifts; both are first pre-activations."""

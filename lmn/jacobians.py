@@ -230,7 +230,7 @@ def _stored(
     maps: list[Tensor] = []
     c: list[Tensor] = []
     with progress_bar(source.n_maps, "Jacobians", "map", progress) as bar:
-        for first, last in source.parts(source.n_in, limit):
+        for first, last in source.parts(source.n_in, limit, reduced=False):
             maps.append(source.maps(first, last))
             if offsets:
                 c.append(source.offsets(first, last, maps[-1]))

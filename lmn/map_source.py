@@ -6,7 +6,7 @@ A map is computed once, whatever the number of points that have it; ``gather`` s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -18,7 +18,6 @@ from lmn.errors import LmnError
 from lmn.exact_regions import ExactRegions
 from lmn.grid import RegularGrid
 from lmn.kernels.activations import Activation
-from lmn.kernels.jacobians.problem import LocalMaps
 from lmn.kernels.patterns.bits import words_of
 from lmn.kernels.program import Program
 from lmn.local_maps import Differentiated, differentiated
@@ -32,10 +31,10 @@ _WORTH_REGIONS = 4096  # points, from which on regions are looked for without be
 _WORTH_PATTERNS = 64
 _WORTH_SWEEPS = 4
 MOST_REGIONS = 1_000_000  # that are looked for without being asked
-_PROBED = 4096  # points by which it is seen whether patterns repeat
+_PROBED = 512  # points by which it is seen whether patterns repeat
 _REPEATED = 8  # points a pattern, from which on a look at all patterns pays for a kernel that knows the chain
-_PART_BYTES = 1 << 23
-_LARGEST_PART = 1 << 16
+_PART_BYTES = 1 << 22
+_LEAST_PART, _LARGEST_PART = 1 << 7, 1 << 16
 
 
 @dataclass(eq=False)
@@ -67,7 +66,6 @@ class MapSource:
     gather: Tensor | None = None
     representatives: Tensor | None = None
     regions: ExactRegions | None = None
-    _factor: Tensor | None = field(default=None, repr=False)
 
     @property
     def n_out(self) -> int:
@@ -80,18 +78,13 @@ class MapSource:
     @property
     def n_columns(self) -> int:
         """Of a map in isometric coordinates."""
-        first = self._first
-        return self.n_in if first is None else len(first)
+        return self.n_in if self.regions is not None else self.found.maps.n_columns
 
-    @property
-    def _first(self) -> Tensor | None:
-        maps: LocalMaps = self.found.maps
-        return maps.first if self.regions is None else None
-
-    def parts(self, columns: int, memory_limit: int) -> Iterator[tuple[int, int]]:
-        """Ranges of maps of so many columns that are held at a time."""
+    def parts(self, columns: int, memory_limit: int, *, reduced: bool = True) -> Iterator[tuple[int, int]]:
+        """Ranges of maps of so many columns that are held at a time: few, that stay in the cache, where they are reduced."""
         each = max(1, self.n_out * columns * self.dtype.itemsize)
-        rows = max(1, min(_LARGEST_PART, max(_PART_BYTES, memory_limit // 8) // each, memory_limit // (4 * each)))
+        most = _LARGEST_PART if not reduced else max(_LEAST_PART, _PART_BYTES // each)
+        rows = max(1, min(_LARGEST_PART, most, memory_limit // (4 * each)))
         for first in range(0, self.n_maps, rows):
             yield first, min(first + rows, self.n_maps)
 
@@ -109,18 +102,10 @@ class MapSource:
         return _finite(self.found.maps.jacobians(samples.double() if double else samples), first)
 
     def isometric(self, first: int, last: int) -> Tensor:
-        """The maps in coordinates of the inputs in which there are fewer: (n, n_out, n_columns).
-
-        A = B first, and first = R' Q' with orthonormal columns in Q: B R' has the norms, the singular values and the inner
-        products of A.
-        """
-        maps: LocalMaps = self.found.maps
-        if self._first is None:
+        """The maps in coordinates of the inputs in which there are fewer, (n, n_out, n_columns); see ``LocalMaps``."""
+        if self.regions is not None:
             return self.maps(first, last)
-        if self._factor is None:
-            self._factor = torch.linalg.qr(self._first.T, mode="r").R.T.contiguous()
-        b = maps.jacobians(self.samples(first, last), to_first=True)
-        return _finite(b @ self._factor.to(b), first)
+        return _finite(self.found.maps.isometric(self.samples(first, last)), first)
 
     def offsets(self, first: int, last: int, a: Tensor) -> Tensor:
         """c = f(x) - A x of the maps A, (n, n_out), in float64 where the model can be had in it, and in the dtype of A."""
@@ -235,7 +220,7 @@ def piecewise_linear_program(subject: Subject) -> Program | None:
 def _repeated(program: Program, subject: Subject, threads: int) -> bool:
     """Whether patterns repeat so much that looking at all of them first is cheaper than a Jacobian at each point."""
     n_points = subject.grid.n_points
-    if n_points < 2 * _PROBED:
+    if n_points < 16 * _PROBED:
         return False
     words = words_of(program, subject.samples(spread(n_points, _PROBED)), threads)
     return len(np.unique(words, axis=0)) * _REPEATED <= len(words)

@@ -46,18 +46,19 @@ def _of_part(maps: Tensor, names: list[str], rank: int) -> dict[str, Tensor]:
     if "singular_values" in names:
         values = torch.linalg.svdvals(maps.double())
         found["singular_values"] = torch.nn.functional.pad(values, (0, rank - values.shape[1]))
-    total = maps.square().flatten(1).sum(1, dtype=torch.float64)
     if "frobenius_norm" in names:
-        found["frobenius_norm"] = total.sqrt()
+        found["frobenius_norm"] = torch.linalg.vector_norm(maps.flatten(1), dim=1)
     wanted = [name for name in names if name in _OF_SQUARES]
-    if "participation_ratio" in names or wanted:
-        gram = _gram(maps)
-        if "participation_ratio" in names:
-            fourth = gram.square().sum((1, 2))
-            found["participation_ratio"] = torch.where(total > 0, total.square() / fourth.clamp(min=1e-300), 0.0)
-        if wanted:
-            eigenvalues = total[:, None] if gram.shape[1] == 1 else torch.linalg.eigvalsh(gram).flip(1).clamp(min=0)
-            found |= {name: _OF_SQUARES[name](eigenvalues) for name in wanted}
+    if "participation_ratio" not in names and not wanted:
+        return found
+    gram = _gram(maps)
+    total = gram.diagonal(dim1=1, dim2=2).sum(1)
+    if "participation_ratio" in names:
+        fourth = gram.square().sum((1, 2))
+        found["participation_ratio"] = torch.where(total > 0, total.square() / fourth.clamp(min=1e-300), 0.0)
+    if wanted:
+        eigenvalues = total[:, None] if gram.shape[1] == 1 else torch.linalg.eigvalsh(gram).flip(1).clamp(min=0)
+        found |= {name: _OF_SQUARES[name](eigenvalues) for name in wanted}
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lmn import _core
+from lmn.kernels.activations import Activation
 from lmn.kernels.jacobians.problem import Chain, Problem
-from lmn.kernels.pieces import pieces
+from lmn.kernels.pieces import breakpoints_of
 
 
 def jacobians(problem: Problem) -> ChainMaps:
@@ -25,28 +27,41 @@ class ChainMaps:
         self._chain, self._threads, self._isa = chain, threads, isa
         self._slopes: dict[torch.dtype, Any] = {}
         self._reverse = _from_outputs(chain)
-        weight = chain.first[0] if chain.first is not None else None
-        shared = weight is not None and bool(chain.layers) and self._reverse and len(weight) < chain.n_in
-        self.first = torch.from_numpy(weight) if weight is not None and shared else None
+        n_first = len(chain.first[0]) if chain.first is not None and chain.layers else chain.n_in
+        self._narrowed = self._reverse and n_first < chain.n_in
+        self.n_columns = n_first if self._narrowed else chain.n_in
 
-    def jacobians(self, samples: Tensor, *, to_first: bool = False) -> Tensor:
+    def jacobians(self, samples: Tensor) -> Tensor:
+        return self._swept(samples, to_last=False)
+
+    def isometric(self, samples: Tensor) -> Tensor:
+        return self._swept(samples, to_last=self._narrowed)
+
+    def _swept(self, samples: Tensor, to_last: bool) -> Tensor:
         chain, x = self._chain, samples.detach().flatten(1).contiguous()
         if not chain.layers:
             weight = torch.eye(chain.n_in) if chain.first is None else torch.from_numpy(chain.first[0])
             return weight.to(x.dtype).expand(len(x), -1, -1).clone()
-        width = len(self.first) if to_first and self.first is not None else chain.n_in
-        out = torch.empty(len(x), chain.n_out, width, dtype=x.dtype)
+        out = torch.empty(len(x), chain.n_out, self.n_columns if to_last else chain.n_in, dtype=x.dtype)
         if len(x):
-            self._of(x.dtype).jacobians(x.numpy(), to_first, out.numpy(), self._threads)
+            self._of(x.dtype).jacobians(x.numpy(), to_last, out.numpy(), self._threads)
         return out
 
     def _of(self, dtype: torch.dtype) -> Any:
         if dtype not in self._slopes:
-            self._slopes[dtype] = slopes_of(self._chain, dtype, reverse=self._reverse, isa=self._isa)
+            self._slopes[dtype] = slopes_of(self._chain, dtype, last=self._factor, reverse=self._reverse, isa=self._isa)
         return self._slopes[dtype]
 
+    @cached_property
+    def _factor(self) -> np.ndarray | None:
+        """R of the first map W = R' Q', Q with orthonormal columns: A = B W is B R' in coordinates in which there are fewer."""
+        if not self._narrowed:
+            return None
+        assert self._chain.first is not None
+        return np.asarray(np.linalg.qr(self._chain.first[0].T, mode="r"))
 
-def slopes_of(chain: Chain, dtype: torch.dtype, *, reverse: bool = True, isa: str = "") -> Any:
+
+def slopes_of(chain: Chain, dtype: torch.dtype, *, last: np.ndarray | None = None, reverse: bool = True, isa: str = "") -> Any:
     """The C++ core's data for a chain that has an activation: constants of activations become part of the biases after them."""
     layers: list[_core.SlopeLayer] = []
     units = chain.n_in if chain.first is None else len(chain.first[0])
@@ -56,16 +71,16 @@ def slopes_of(chain: Chain, dtype: torch.dtype, *, reverse: bool = True, isa: st
         bias = layer.bias
         if layer.weight is not None:
             bias = bias + act.constant * layer.weight.sum(axis=1)
-        layers.append((act.core_index, act.p0, act.p1, act.kink, scale, slope, _breakpoints(act, units), layer.weight, bias))
+        layers.append((act.core_index, act.p0, act.p1, act.kink, scale, slope, _breakpoints(act), layer.weight, bias))
         units = len(bias)
     kind = _core.SlopesF64 if dtype == torch.float64 else _core.SlopesF32
-    return kind(chain.first, layers, reverse, isa)
+    return kind(chain.first, layers, last, reverse, isa)
 
 
-def _breakpoints(activation: Any, n_units: int) -> np.ndarray:
+def _breakpoints(activation: Activation) -> np.ndarray:
     """Where linear pieces meet; of a smooth activation, zero."""
     if activation.piecewise_linear and activation.name != "identity":
-        return pieces(activation, n_units).breakpoints
+        return breakpoints_of(activation)
     return np.zeros(0 if activation.name == "identity" else 1)
 
 

@@ -86,12 +86,17 @@ class LocalMaps(Protocol):
 
     Attributes
     ----------
-    first : Tensor of shape (n_first, n_in), float64, or None
-        A matrix that every Jacobian ends in, A = B first, where it has fewer rows than columns: what a reduction that no
-        isometry changes needs of it is shared by all samples.
+    n_columns : int
+        Of the Jacobians in isometric coordinates, at most n_in.
     """
 
-    first: Tensor | None
+    n_columns: int
 
-    def jacobians(self, samples: Tensor, *, to_first: bool = False) -> Tensor:
-        """(n, ...) to A, (n, n_out, n_in), or to B, (n, n_out, n_first); in the dtype of the samples."""
+    def jacobians(self, samples: Tensor) -> Tensor:
+        """(n, ...) to A, (n, n_out, n_in), in the dtype of the samples."""
+
+    def isometric(self, samples: Tensor) -> Tensor:
+        """(n, ...) to A Q, (n, n_out, n_columns), the same orthonormal Q for all samples, which all rows of A lie in.
+
+        It has the norms, the singular values and the inner products of A.
+        """

@@ -13,12 +13,10 @@ def jacobians(problem: Problem) -> ReferenceMaps:
 
 
 class ReferenceMaps:
-    first = None
-
     def __init__(self, problem: Problem) -> None:
-        self._problem = problem
+        self._problem, self.n_columns = problem, problem.n_in
 
-    def jacobians(self, samples: Tensor, *, to_first: bool = False) -> Tensor:  # noqa: ARG002 - there is no first map
+    def jacobians(self, samples: Tensor) -> Tensor:
         out = torch.empty(len(samples), self._problem.n_out, self._problem.n_in, dtype=torch.float64, device=samples.device)
         for i, sample in enumerate(samples.double()):
             for k in range(self._problem.n_out):
@@ -30,3 +28,5 @@ class ReferenceMaps:
                     )
                 out[i, k] = gradient.flatten()
         return out
+
+    isometric = jacobians

@@ -17,13 +17,11 @@ def jacobians(problem: Problem) -> TailMaps:
 class TailMaps:
     """The local maps of a tail."""
 
-    first = None
-
     def __init__(self, problem: Problem) -> None:
-        self._problem = problem
+        self._problem, self.n_columns = problem, problem.n_in
         self._forward = problem.forward and problem.n_in < problem.n_out
 
-    def jacobians(self, samples: Tensor, *, to_first: bool = False) -> Tensor:  # noqa: ARG002 - there is no first map
+    def jacobians(self, samples: Tensor) -> Tensor:
         problem = self._problem
         out = samples.new_empty(len(samples), problem.n_out, problem.n_in)
         with torch_threads(problem.threads):
@@ -31,6 +29,8 @@ class TailMaps:
                 part = slice(first, first + problem.batch)
                 out[part] = self._of(samples[part])
         return out
+
+    isometric = jacobians
 
     def _of(self, samples: Tensor) -> Tensor:
         if self._forward:
