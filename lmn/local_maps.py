@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,41 +51,57 @@ def differentiated(network: Network, example: Tensor, backend: str, threads: int
         The output has no derivative; or the named backend can't do it.
     """
     check_name("jacobians", backend)
-    some = example[:_CHECKED]
-    double = not network.single_inside
-    some = some.double() if double else some
     chain = slope_chain(network, example)
-    own, n_out = _own_gradients(network, some)
+    some = example[:_CHECKED] if network.single_inside else example[:_CHECKED].double()
     problem = Problem(
         chain=None if isinstance(chain, NotAChain) else chain,
         why_no_chain=chain.why if isinstance(chain, NotAChain) else "",
         tail=network.tail,
         n_in=some[0].numel(),
-        n_out=n_out,
+        n_out=_n_outputs(network, some),
         batch=network.batch,
-        double=double,
+        double=not network.single_inside,
         forward=True,
         threads=threads,
     )
+    candidates = dict(_candidates(network, problem))
+    if backend == "auto" and network.derivative in candidates:  # what is remembered is what "auto" came to
+        candidates, own = {network.derivative: candidates[network.derivative]}, None
+    else:
+        own = _own_gradients(network, some)
+    for name, candidate in candidates.items():
+        chosen = choose("jacobians", backend, candidate)
+        maps: LocalMaps = chosen.load("jacobians")(candidate)
+        if own is None or name == _OWN or _agrees(maps, some, own):
+            network.derivative = name if backend == "auto" else network.derivative
+            path = "chain" if chosen.takes_chains else network.path if name != _OWN else "whole model"
+            return Differentiated(maps, chosen.name, path, problem.n_out, problem.n_in)
+    raise AssertionError("the model's own derivatives are its own")
+
+
+_OWN = "the model's own reverse mode"
+
+
+def _candidates(network: Network, problem: Problem) -> Iterator[tuple[str, Problem]]:
+    """What may have the model's derivatives, the fastest first."""
     if problem.chain is not None:
-        chosen = choose("jacobians", backend, problem)
-        maps: LocalMaps = chosen.load("jacobians")(problem)
-        if _agrees(maps, some, own):
-            path = "chain" if chosen.takes_chains else network.path
-            return Differentiated(maps, chosen.name, path, n_out, problem.n_in)
+        yield "chain", problem
         problem = replace(problem, chain=None, why_no_chain="as one it has other derivatives than the model")
-    chosen = choose("jacobians", backend, problem)
-    run: Callable[[Problem], LocalMaps] = chosen.load("jacobians")
-    for forward in (True, False) if problem.n_in < n_out else (False,):
-        maps = run(replace(problem, forward=forward))
-        if _agrees(maps, some, own):
-            return Differentiated(maps, chosen.name, network.path, n_out, problem.n_in)
-    maps = run(replace(problem, tail=network.untraced, forward=False))
-    return Differentiated(maps, chosen.name, "whole model", n_out, problem.n_in)
+    if problem.n_in < problem.n_out:
+        yield "forward mode", problem
+    yield "reverse mode", replace(problem, forward=False)
+    yield _OWN, replace(problem, tail=network.untraced, forward=False)
 
 
-def _own_gradients(network: Network, samples: Tensor) -> tuple[Tensor, int]:
-    """The model's own derivatives of combinations of its outputs, (n_combinations, n, n_in), and how many outputs it has."""
+def _n_outputs(network: Network, samples: Tensor) -> int:
+    y = network.tail(samples.clone())
+    if not bool(torch.isfinite(y).all()):
+        raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
+    return y.shape[1]
+
+
+def _own_gradients(network: Network, samples: Tensor) -> Tensor:
+    """The model's own derivatives of combinations of its outputs, (n_combinations, n, n_in)."""
     with torch.enable_grad():
         x = samples.detach().clone().requires_grad_()
         try:
@@ -97,8 +113,6 @@ def _own_gradients(network: Network, samples: Tensor) -> tuple[Tensor, int]:
                 "the output has no derivative (it is detached, an argmax, a comparison, or made under no_grad), so there are "
                 "no Jacobians; pick a differentiable output with select=."
             )
-        if not bool(torch.isfinite(y).all()):
-            raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
         combinations = _combinations(y.shape[1]).to(y)
         try:
             gradients = [
@@ -107,7 +121,7 @@ def _own_gradients(network: Network, samples: Tensor) -> tuple[Tensor, int]:
             ]
         except RuntimeError as error:
             raise LmnError(f"the model can't be differentiated: {in_short(error)}.") from error
-    return torch.stack(gradients), y.shape[1]
+    return torch.stack(gradients)
 
 
 def _combinations(n_out: int) -> Tensor:

@@ -69,7 +69,7 @@ class NotAChain:
     why: str
 
 
-def lower(graph_module: fx.GraphModule, example: Tensor) -> list[ChainStep] | NotAChain:
+def lower(root: nn.Module, graph: fx.Graph, example: Tensor) -> list[ChainStep] | NotAChain:
     """Read the chain off a graph of one placeholder, with the weights it has now.
 
     Every node either does not depend on the sample (a weight, and what is computed from weights: evaluated), or asks for a
@@ -80,7 +80,7 @@ def lower(graph_module: fx.GraphModule, example: Tensor) -> list[ChainStep] | No
     example : Tensor of shape (2, ...)
         Two samples. Their values don't matter.
     """
-    reader = _ChainReader(graph_module)
+    reader = _ChainReader(root, graph)
     try:
         with torch.no_grad():
             reader.run(example)
@@ -94,8 +94,8 @@ class _Refusal(Exception):  # noqa: N818
 
 
 class _ChainReader(fx.Interpreter):
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module)
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(root, graph=graph)
         self.extra_traceback = False  # a refusal's message is for the user
         self.steps: list[ChainStep] = []
         self._tip: fx.Node | None = None  # the latest result that depends on the sample

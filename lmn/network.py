@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from lmn import remembered
@@ -22,6 +22,7 @@ from lmn.program import program
 from lmn.remembered import Remembered
 from lmn.selection import Root, Select
 from lmn.submodules import output_replaced, outputs_of, own_sizes, submodule, unwrapped
+from lmn.tail_graph import TailGraph
 from lmn.tracing import Growth, growth, traced_by_running, traced_symbolically, why_untraceable
 
 _BATCH_BYTES = 1 << 21  # of the widest intermediate result of samples that are run at a time
@@ -74,7 +75,7 @@ class Network:
         self._tap_module = submodule(model, self.tap)
         self._root = Root(self.model, select)
         self._casts: dict[tuple[nn.Module, torch.dtype], dict[str, Tensor]] = {}
-        self._graph: _Graph | None = None
+        self._graph: TailGraph | None = None
         self._chain: list[ChainStep] | NotAChain | None = None
         self._looks = remembered.looks(self.model, tap, select, example)
         self._known = remembered.recall(self.model, self._looks)
@@ -104,15 +105,18 @@ class Network:
             self.path, self.why = "traced", ""
             self.widest, self.batch, self.single_inside = known.widest, known.batch, known.single_inside
             return
-        self.path, self.why, graph = self._trace(samples, checked)
+        self._known = None
+        self.path, self.why, may_be_kept = self._trace(samples, checked)
         self._check_runs(samples)
         grown = growth(self.tail, samples)
         self.widest = max(self.sample_shape.numel(), grown.widest)
         self.batch = min(batch_size(grown), batch_size(Growth(self.widest, 0, False)))
         self.single_inside = self._computes_in_single(samples)
-        if graph is not None:
-            found = Remembered(graph, self._habits, self._batch_of_model, self.batch, self.widest, self.single_inside)
-            remembered.remember(self.model, self._looks, found)
+        if may_be_kept and self._graph is not None:
+            graph = copy.deepcopy(self._graph.graph)
+            sizes = self._batch_of_model, self.batch, self.widest, self.single_inside
+            self._known = Remembered(graph, self._graph.run, self._graph.tensors, self._habits, *sizes)
+            remembered.remember(self.model, self._looks, self._known)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -152,12 +156,22 @@ class Network:
             out = self._substituted(self._dummies(h), h)
         return out.reshape(len(h), -1).to(h.dtype)
 
+    @property
+    def derivative(self) -> str:
+        """What was seen before to have the model's own derivatives, or ""; may be set, and is remembered where the graph is."""
+        return "" if self._known is None else self._known.derivative
+
+    @derivative.setter
+    def derivative(self, found: str) -> None:
+        if self._known is not None:
+            self._known.derivative = found
+
     def chain(self) -> list[ChainStep] | NotAChain:
         """The tail as an alternation of affine maps and activations with the weights of now, or why it is none."""
         if self._graph is None:
             return NotAChain("the model is run whole")
         if self._chain is None:
-            self._chain = lower(self._graph.module, self._example)
+            self._chain = lower(self._graph.root, self._graph.graph, self._example)
         return self._chain
 
     def program(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Program:
@@ -222,6 +236,8 @@ class Network:
         dtype = dtype or x.dtype
         if (module, dtype) not in self._casts:
             tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+            if isinstance(module, TailGraph):
+                tensors = {f"root.{name}": tensors[f"root.{name}"] for name in module.tensors}
             floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
             same = dtype == self._natural or all(tensor.dtype == dtype for tensor in floating.values())
             self._casts[module, dtype] = {} if same else {name: tensor.to(dtype) for name, tensor in floating.items()}
@@ -259,11 +275,11 @@ class Network:
             return inputs.clone()
         return outputs_of(self._tap_module, self._root, inputs.clone(), str(self.tap))
 
-    def _trace(self, samples: Tensor, checked: Tensor) -> tuple[str, str, fx.Graph | None]:
-        """Find a graph that gives what the model gives at the samples to be checked; and what of it may be remembered."""
+    def _trace(self, samples: Tensor, checked: Tensor) -> tuple[str, str, bool]:
+        """Find a graph that gives what the model gives at the samples to be checked; and tell whether it may be remembered."""
         why = why_untraceable(self.model)
         if why:
-            return "whole model", why, None
+            return "whole model", why, False
         reasons = []
         by_symbols = partial(traced_symbolically, self._root, self._tap_module)
         by_running = partial(traced_by_running, self._run_from_tap, samples)
@@ -271,25 +287,25 @@ class Network:
             try:
                 with remembered.reads() as looked:
                     graph = trace()
-                if self._gives_the_outputs(graph, checked):
-                    kept = remembered.unowned(graph) if trace is by_symbols and not looked.seen else None
-                    return "traced", "", kept
+                if self._gives_the_outputs(TailGraph.of(graph), checked):
+                    return "traced", "", trace is by_symbols and not looked.seen and remembered.may_be_kept(graph)
                 reasons.append("the traced graph gives other outputs than the model")
             except Exception as error:  # whatever a tracer can't follow, the model itself can
                 reasons.append(in_short(error))
             self._graph = None
-        return "whole model", "; ".join(dict.fromkeys(reasons)), None
+        return "whole model", "; ".join(dict.fromkeys(reasons)), False
 
     def _is_as_remembered(self, known: Remembered, checked: Tensor) -> bool:
         """Take a remembered graph for the tail, if it still is it."""
         try:
-            return not why_untraceable(self.model) and self._gives_the_outputs(known.on(self._root), checked)
+            graph = TailGraph(self._root, known.graph, known.run, known.tensors)
+            return not why_untraceable(self.model) and self._gives_the_outputs(graph, checked)
         except Exception:  # whatever has changed, a new graph will have it
             return False
 
-    def _gives_the_outputs(self, graph: fx.GraphModule, checked: Tensor) -> bool:
+    def _gives_the_outputs(self, graph: TailGraph, checked: Tensor) -> bool:
         """Take a graph for the tail, and tell whether it gives what the model gives at some samples."""
-        self._graph = _Graph(graph)
+        self._graph = graph
         # Of two sizes at least: a graph may have taken the batch's for a constant. The same for both: an output that is a
         # difference of large terms is rounded otherwise in another batch.
         parts = [part for part in (checked[:2], *checked[2:].split(self._batch_of_model)) if len(part)]
@@ -308,17 +324,6 @@ def batch_size(grown: Growth) -> int:
     """How many samples to run at a time."""
     by_widest = _BATCH_BYTES // (8 * max(1, grown.widest))
     return max(1, min(_LARGEST_BATCH, by_widest, _COLUMN_BYTES // (8 * max(1, grown.columns))))
-
-
-class _Graph(nn.Module):
-    """A graph without the wrapper that prints its code where it fails, also where that is no failure."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Any:
-        return self.module.forward(x)
 
 
 def _rows(example: Tensor, n: int) -> Tensor:

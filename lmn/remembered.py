@@ -8,8 +8,7 @@ graph that was traced while some were looked at is not kept.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
@@ -26,7 +25,7 @@ _MOST_KEPT = 8  # graphs of one model: for as many taps, selections and sizes
 _DEEPEST = 6
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Remembered:
     """Of one model, tap, selection, and kind of samples.
 
@@ -34,20 +33,26 @@ class Remembered:
     ----------
     graph : fx.Graph
         From the tap on, on the model inside a ``Root``; its nodes name modules and parameters, and hold none.
+    run : callable
+        (root, samples) to the graph's output.
+    tensors : tuple of str
+        The parameters and buffers of a root that the graph needs.
     habits : Habits
     batch_of_model, batch, widest, single_inside
         As of the ``Network``.
+    derivative : str
+        What was seen to have the model's own derivatives, or "" where nobody has looked yet.
     """
 
     graph: fx.Graph
+    run: Callable[[nn.Module, Tensor], Any]
+    tensors: tuple[str, ...]
     habits: Habits
     batch_of_model: int
     batch: int
     widest: int
     single_inside: bool
-
-    def on(self, root: nn.Module) -> fx.GraphModule:
-        return fx.GraphModule(root, copy.deepcopy(self.graph))
+    derivative: str = ""
 
 
 _KEPT: WeakKeyDictionary[nn.Module, dict[Hashable, Remembered]] = WeakKeyDictionary()
@@ -65,11 +70,9 @@ def remember(model: nn.Module, key: Hashable, found: Remembered) -> None:
         kept[key] = found
 
 
-def unowned(module: fx.GraphModule) -> fx.Graph | None:
-    """A graph to be kept, or None where it has tensors of its own, which another module would lack."""
-    if any(node.op == "get_attr" and str(node.target).startswith("_") for node in module.graph.nodes):
-        return None
-    return copy.deepcopy(module.graph)
+def may_be_kept(module: fx.GraphModule) -> bool:
+    """Whether a graph has no tensors of its own, which another root would lack."""
+    return not any(node.op == "get_attr" and str(node.target).startswith("_") for node in module.graph.nodes)
 
 
 class _Reads(TorchDispatchMode):

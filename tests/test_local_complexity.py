@@ -19,6 +19,7 @@ import lmn
 from lmn import _core
 from lmn.bends import Bends
 from lmn.kernels.local_complexity import cpp, torch_eager
+from lmn.local_complexity import directions
 from lmn.subject import Subject
 
 from models import CASES, Case, InPlaceResidual, LooksAtValues, PaperNetwork, Transformer, built
@@ -624,3 +625,24 @@ def test_it_can_be_pickled() -> None:
     again = pickle.loads(pickle.dumps(got))
     np.testing.assert_array_equal(got.counts, again.counts)
     assert str(again) == str(got)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Hardtanh, nn.LeakyReLU])
+@pytest.mark.parametrize("r", [1e-3, 0.03, 0.3, 3.0])
+def test_few_units_that_cross_and_more_of_them_than_directions(r: float, activation: type[nn.Module]) -> None:
+    """The kernel takes the vertices as columns until too many units cross; a plain forward pass takes them one by one."""
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        *(nn.Linear(30, 40), activation(), nn.Linear(40, 50), activation(), nn.Linear(50, 40), activation(), nn.Linear(40, 3))
+    ).double()
+    x = torch.randn(37, 30, dtype=torch.float64)
+    breakpoints = (-1.0, 1.0) if activation is nn.Hardtanh else (0.0,)
+    found = lmn.local_complexity(model, x, r, 11, seed=5, backend="cpp", progress=False)
+    steps = r * directions(30, 11, 5)
+    h = (x[:, None] + torch.cat([steps, -steps])).flatten(0, 1)
+    for number, layer in enumerate(model[:-1]):
+        if isinstance(layer, activation):
+            z = h.unflatten(0, (37, 22))
+            crossed = torch.stack([(z > at).any(1) & ~(z > at).all(1) for at in breakpoints]).any(0)
+            assert found.counts[:, number // 2].tolist() == crossed.sum(1).tolist()
+        h = layer(h)

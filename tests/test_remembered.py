@@ -1,0 +1,188 @@
+"""A model's graph is used again, and only where the model still looks and does as it did."""
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lmn
+import lmn.network
+
+X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Scaled(nn.Module):
+    """Reads a plain attribute, an entry of a container, and its activation by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.scale, self.settings, self.act = 1.0, {"skip": False}, nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.first(x)) * self.scale
+        return self.second(h) + (x[:, :2] if self.settings["skip"] else 0)
+
+
+def measured(model: nn.Module, **options: object) -> Tensor:
+    return lmn.jacobians(model, X, progress=False, **options)
+
+
+def fresh(model: nn.Module, **options: object) -> Tensor:
+    return measured(copy.deepcopy(model), **options)
+
+
+@pytest.fixture
+def tracings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with each tracing."""
+    seen: list[int] = []
+    for name in ("traced_symbolically", "traced_by_running"):
+        trace = getattr(lmn.network, name)
+        monkeypatch.setattr(lmn.network, name, lambda *args, trace=trace: seen.append(1) or trace(*args))
+    return seen
+
+
+def test_a_model_is_traced_once(tracings: list[int]) -> None:
+    model = Scaled()
+    first = measured(model)
+    assert torch.equal(measured(model), first)
+    lmn.connectivity(model, X, progress=False)
+    assert len(tracings) == 1
+
+
+def test_a_training_step_is_seen(tracings: list[int]) -> None:
+    model = Scaled()
+    measured(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3)
+    assert torch.equal(measured(model), fresh(model))
+    assert len(tracings) == 2  # one of them for the copy
+
+
+def attribute(model: Scaled) -> None:
+    model.scale = 2.0
+
+
+def container(model: Scaled) -> None:
+    model.settings["skip"] = True
+
+
+def submodule(model: Scaled) -> None:
+    model.act = nn.ReLU()
+
+
+def parameter(model: Scaled) -> None:
+    model.first.weight = nn.Parameter(torch.ones(8, 4))
+
+
+def forward_of_its_own(model: Scaled) -> None:
+    model.forward = lambda x: model.second(model.act(3 * model.first(x)))  # type: ignore[method-assign]
+
+
+def hook(model: Scaled) -> None:
+    model.act.register_forward_hook(lambda _module, _inputs, output: 5 * output)
+
+
+@pytest.mark.parametrize("change", [attribute, container, submodule, parameter, forward_of_its_own, hook])
+def test_a_change_is_seen(change: Callable[[Scaled], None]) -> None:
+    model, same = Scaled(), Scaled()
+    measured(model)
+    change(model)
+    change(same)
+    torch.testing.assert_close(measured(model), measured(same))
+
+
+def test_a_changed_class_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Scaled()
+    measured(model)
+    monkeypatch.setattr(Scaled, "forward", lambda self, x: self.second(torch.sin(self.first(x))))
+    torch.testing.assert_close(measured(model), fresh(model))
+
+
+FACTOR = 1.0
+
+
+class ReadsAGlobal(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * FACTOR
+
+
+def test_what_no_look_shows_is_seen_in_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ReadsAGlobal()
+    before = measured(model)
+    monkeypatch.setitem(globals(), "FACTOR", 3.0)
+    torch.testing.assert_close(measured(model), 3 * before)
+
+
+class ReadsValues(nn.Module):
+    """A number that is computed from a weight while it is traced, and would be kept in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+        self.register_buffer("size", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * self.size.item()
+
+
+def test_a_graph_with_a_value_in_it_is_not_kept(tracings: list[int]) -> None:
+    model = ReadsValues()
+    before = measured(model)
+    model.size.fill_(1.0004)  # too little for the outputs to tell
+    torch.testing.assert_close(measured(model), 1.0004 * before, rtol=1e-6, atol=0)
+    assert len(tracings) == 2
+
+
+def test_selections_are_told_apart() -> None:
+    model = Scaled()
+    columns = [measured(model, select=lambda out: out[:, :1]), measured(model, select=lambda out: out[:, 1:])]
+    torch.testing.assert_close(torch.cat(columns, dim=1), measured(model))
+    for column in range(2):  # one code, another number in it
+        torch.testing.assert_close(measured(model, select=lambda out, c=column: out[:, c : c + 1]), columns[column])
+
+
+def test_taps_are_told_apart() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    assert not torch.equal(measured(model, tap="0"), measured(model, tap="1"))
+
+
+def test_a_derivative_of_its_own_is_remembered_as_such() -> None:
+    class Cut(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            return self.second(torch.tanh(h.detach() + (h - h.detach())))
+
+    model = Cut()
+    first = measured(model)
+    assert torch.equal(measured(model), first)
+    assert torch.equal(first, fresh(model))
+
+
+@pytest.mark.parametrize("build", [Scaled, lambda: nn.Linear(4, 2)])
+def test_what_is_remembered_does_not_keep_a_model_alive(build: Callable[[], nn.Module]) -> None:
+    model = build()
+    measured(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_other_samples_of_the_same_model() -> None:
+    model = Scaled().double()
+    measured(Scaled())
+    x = X.double()
+    expected = torch.func.vmap(torch.func.jacrev(model))(x)
+    torch.testing.assert_close(lmn.jacobians(model, x, progress=False), expected)
+    torch.testing.assert_close(lmn.jacobians(model.float(), X, progress=False).double(), expected, rtol=1e-5, atol=1e-6)
