@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from lmn.errors import LmnError
 
@@ -60,6 +63,20 @@ def _chains(problem: Any) -> tuple[bool, str]:
     return True, ""
 
 
+def _chains_on_the_cpu(problem: Any) -> tuple[bool, str]:
+    device = problem.samples.device.type
+    return (False, f"it runs on the CPU, and the samples are on {device}") if device != "cpu" else _chains(problem)
+
+
+def _chains_on_a_gpu(problem: Any) -> tuple[bool, str]:
+    device, dtype = problem.samples.device.type, problem.samples.dtype
+    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return False, f"it runs on a GPU, and the samples are on {device} (TRITON_INTERPRET=1 runs it there, slowly)"
+    if dtype != torch.float32:
+        return False, f"it computes in float32, and the samples are {str(dtype).removeprefix('torch.')}"
+    return _chains(problem)
+
+
 def _what_has_float64(problem: Any) -> tuple[bool, str]:
     return problem.double, "" if problem.double else "the model can't be computed in float64"
 
@@ -72,8 +89,9 @@ _LOCAL_COMPLEXITY = "lmn.kernels.local_complexity."
 
 REGISTRY: dict[str, tuple[Backend, ...]] = {
     "connectivity": (
-        Backend("cpp", _CONNECTIVITY + "cpp", _chains, 30, takes_chains=True),
-        Backend("numba", _CONNECTIVITY + "numba_cpu", _chains, 20, requires=("numba",), takes_chains=True),
+        Backend("cpp", _CONNECTIVITY + "cpp", _chains_on_the_cpu, 30, takes_chains=True),
+        Backend("numba", _CONNECTIVITY + "numba_cpu", _chains_on_the_cpu, 20, requires=("numba",), takes_chains=True),
+        Backend("triton", _CONNECTIVITY + "triton_gpu", _chains_on_a_gpu, 15, requires=("triton",), takes_chains=True),
         Backend("torch", _CONNECTIVITY + "torch_eager", _anything, 10),
         Backend("reference", _CONNECTIVITY + "reference", _what_has_float64, 0),
     ),

@@ -48,7 +48,7 @@ class ChainPlan:
         z, y = np.empty((self.n_units, len(h))), np.empty((self.n_out, len(h)))
         for first in range(0, len(h), _BATCH):
             batch = slice(first, first + _BATCH)
-            x = h[batch].double()
+            x = h[batch].to("cpu", torch.float64)
             for index, step in enumerate(self.steps):
                 if index in self.taken:
                     layer = self.taken[index]
@@ -76,14 +76,13 @@ def chain_plan(network: Network, h: Tensor) -> ChainPlan | NotAChain:
     ----------
     h : Tensor of shape (n_points, ...)
     """
-    if h.device.type != "cpu":
-        return NotAChain(f"the samples are on {h.device.type}")
+
     steps = network.chain()
     planned = steps if isinstance(steps, NotAChain) else _planned(steps, h[0].numel())
     exact = (
         h.clone() if network.single_inside else h.double()
     )  # float32 may have no digit of outputs that are small differences
-    if isinstance(planned, ChainPlan) and not _agrees(planned.over(h.flatten(1)), network.tail(exact).double()):
+    if isinstance(planned, ChainPlan) and not _agrees(planned.over(h.flatten(1)), network.tail(exact).to("cpu", torch.float64)):
         return NotAChain("as one it gives other outputs than the model")
     return planned
 

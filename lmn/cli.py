@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
 import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -135,10 +137,26 @@ def regions(
 
 
 @app.command()
-def doctor() -> None:
-    """Print versions, what the processor can do, and which backends run here, or why one can't."""
+def doctor(
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels",
+            help="Compile the Triton kernels for A100, H100, B200 and MI300X, which need not be here, and print what the "
+            "compiler says and what the arithmetic makes one expect.",
+        ),
+    ] = False,
+) -> None:
+    """Print versions, what the processor can do, and which backends run here, or why one can't.
+
+    With --kernels the exit status is 1 where a kernel spills registers or needs more shared memory than there is.
+    """
+    if kernels:
+        with _errors_in_one_line():
+            _compile_kernels()
+        return
     print(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}")
-    for package in ("lmn", "torch", "numpy", "numba", "matplotlib", "scikit-learn"):
+    for package in ("lmn", "torch", "triton", "numpy", "numba", "matplotlib", "scikit-learn"):
         print(f"{package:<12} {_version(package)}")
     print(f"{'C++ core':<12} runs its {instruction_sets()[0]} kernels; {torch.get_num_threads()} threads")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
@@ -147,6 +165,16 @@ def doctor() -> None:
         print(f"\n{operation}, best first:")
         for backend, state in backends.items():
             print(f"  {backend:<10} {state}")
+
+
+def _compile_kernels() -> None:
+    if find_spec("triton") is None:
+        raise LmnError("the kernels need triton; pip install 'lmn[gpu]'.")
+    os.environ["TRITON_INTERPRET"] = "0"  # which is asked when they are imported
+    from lmn.kernels.triton_report import table
+
+    if not table(print):
+        raise LmnError("some kernels do not fit their registers or shared memory, see above.")
 
 
 @contextmanager

@@ -162,7 +162,7 @@ def plan(
         notes.append(f"the model was run whole, with the tap's output substituted: it could not be traced ({network.why})")
     double = not network.single_inside
     if chain is not None:
-        y = torch.from_numpy(chain.outputs).T
+        y = torch.from_numpy(chain.outputs).T.to(h.device)
     else:
         dtype = torch.float64 if double else h.dtype
         y = torch.cat([network.tail(part.to(dtype, copy=True)).double() for part in h.split(network.batch)])

@@ -1,0 +1,258 @@
+"""Chains on the GPU, by Triton: which kernel, what it is given, and what float32 can't do redone by the tail in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+
+from lmn.kernels.activations import CORES
+from lmn.kernels.connectivity.problem import CONSTANT, TOLERANCE, Chain, Problem, Progress
+from lmn.kernels.connectivity.torch_eager import ByTheTail
+from lmn.kernels.connectivity.triton_fused import fused
+from lmn.kernels.connectivity.triton_wide import activations, products, sums
+from lmn.kernels.triton_report import Configuration, Work
+from lmn.kernels.triton_targets import precision_of
+
+PAIRS = 16  # of a fused tile: the rows of one instruction of the matrix unit
+MOST_DEPTH = 4
+_NARROW, _WIDE = 64, 128  # units of a layer up to which a tail of any depth, or of two layers, fits the registers
+_LEAST = 32  # more columns than rows, so that warps share out columns
+_SCRATCH_BYTES = 1 << 25  # of a layer of the wide kernels: what second-level caches hold
+_TILES_A_CALL = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """The sizes that a fused kernel is compiled for; None where the chain is too wide or too deep."""
+
+    depth: int
+    width: int
+    outputs: int
+    warps: int
+
+
+def fused_for(units: list[int], n_out: int) -> Fused | None:
+    width, outputs = (max(_LEAST, triton.next_power_of_2(n)) for n in (max(units), n_out))
+    if len(units) > MOST_DEPTH or outputs > _NARROW or width > (_WIDE if len(units) <= 2 else _NARROW):
+        return None
+    return Fused(len(units), max(width, outputs), outputs, 8 if width > _NARROW or len(units) > 2 else 4)
+
+
+def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
+    """Fill ``out``, shape (n_points, n_points), float32 or float64. Returns the number of pairs done again in float64."""
+    assert problem.chain is not None
+    out.fill_diagonal_(1)
+    if not problem.chain.layers:  # affine
+        out.fill_(1)
+        return 0
+    units = [len(layer.z) for layer in problem.chain.layers]
+    sizes = fused_for(units, len(problem.chain.y))
+    single = out if out.dtype == torch.float32 else torch.full_like(out, torch.nan, dtype=torch.float32)
+    if sizes is not None:
+        _fill_fused(problem, sizes, single, progress)
+    else:
+        _fill_wide(problem, single, progress)
+    if single is not out:
+        out.copy_(single).fill_diagonal_(1)
+    return _redo(problem, out)
+
+
+def _redo(problem: Problem, out: Tensor) -> int:
+    """The pairs that float32 left open, by the tail in float64."""
+    pairs = problem.pairs
+    block = out[: len(pairs.rows), pairs.first_column :]
+    i, j = torch.nonzero(torch.isnan(block), as_tuple=True)
+    j = j + pairs.first_column
+    i, j = i[j > i], j[j > i]
+    if len(i) and problem.double:
+        ByTheTail(problem, out).redo(i, j)
+    return len(i)
+
+
+def _in_two(values: np.ndarray, device: torch.device, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Values, (n, n_points), float64, as rows in two floats, (n_points, width): the second is what the first lacks."""
+    rows = torch.from_numpy(np.ascontiguousarray(values.T)).to(device)
+    high = rows.float()
+    low = (rows - high.double()).float()
+    pad = (0, 0 if width is None else width - rows.shape[1])
+    return torch.nn.functional.pad(high, pad).contiguous(), torch.nn.functional.pad(low, pad).contiguous()
+
+
+def _moments(problem: Problem) -> tuple[float, float, float]:
+    """The sum of squares of t - 1/2 over a segment, the size of what is constant, the error that is let pass."""
+    m = problem.m
+    return m * (m + 1) / (12 * (m - 1)), CONSTANT, TOLERANCE if problem.double else float("inf")
+
+
+# ---- narrow chains ---------------------------------------------------------------------------------------------------
+
+
+def fused_arguments(chain: Chain, sizes: Fused, device: torch.device) -> dict[str, Tensor]:
+    """The arrays of a chain as the fused kernel takes them, zero where a layer is narrower."""
+    depth, width, outputs = sizes.depth, sizes.width, sizes.outputs
+    z, z_rest, weights = [], [], torch.zeros(depth, width, width)
+    scales, slopes, parameters = torch.zeros(depth, width), torch.zeros(depth, width), torch.zeros(depth, 2)
+    for number, layer in enumerate(chain.layers):
+        act, n = layer.activation, len(layer.z)
+        high, low = _in_two(layer.z, device, width)
+        z.append(high)
+        z_rest.append(low)
+        scale, slope = act.by_unit(n)
+        scales[number, :n], slopes[number, :n] = torch.from_numpy(scale), torch.from_numpy(slope)
+        parameters[number] = torch.tensor([act.p0, act.p1])
+        weight = np.eye(n) if layer.weight is None else layer.weight
+        weights[number, :n, : len(weight)] = torch.from_numpy(weight.T)
+    y, y_rest = _in_two(chain.y, device, outputs)
+    noise = torch.zeros(outputs)
+    noise[: len(chain.y)] = torch.from_numpy(chain.rounding_noise(np.float32))
+    own = {"weights": weights, "scales": scales, "slopes": slopes, "parameters": parameters, "noise": noise}
+    placed = {name: value.to(device) for name, value in own.items()}
+    return {"z_high": torch.cat(z, 1), "z_low": torch.cat(z_rest, 1), "y_high": y, "y_low": y_rest} | placed
+
+
+def _fill_fused(problem: Problem, sizes: Fused, out: Tensor, progress: Progress) -> None:
+    assert problem.chain is not None
+    chain, pairs = problem.chain, problem.pairs
+    arrays = fused_arguments(chain, sizes, out.device)
+    cores = [layer.activation.core_index for layer in chain.layers]
+    cores += [0] * (MOST_DEPTH - len(cores))
+    sxx, constant, tolerance = _moments(problem)
+    tiles = triton.cdiv(problem.n_points - pairs.first_column // PAIRS * PAIRS, PAIRS)
+    rows = max(1, _TILES_A_CALL // tiles)
+    for first in range(0, len(pairs.rows), rows):
+        last = min(first + rows, len(pairs.rows))
+        fused[(last - first, tiles)](
+            **arrays,
+            out=out,
+            first_row=first,
+            first_column=pairs.first_column,
+            n_points=problem.n_points,
+            n_out=len(chain.y),
+            m=problem.m,
+            nothing=0,
+            sxx=sxx,
+            constant=constant,
+            tolerance=tolerance,
+            DEPTH=sizes.depth,
+            WIDTH=sizes.width,
+            OUTPUTS=sizes.outputs,
+            PAIRS=PAIRS,
+            CORE0=cores[0],
+            CORE1=cores[1],
+            CORE2=cores[2],
+            CORE3=cores[3],
+            PRECISION=precision_of(out.device),
+            num_warps=sizes.warps,
+            num_stages=1,
+        )
+        progress(sum(pairs.in_row(i) for i in range(first, last)))
+
+
+# ---- wide chains -----------------------------------------------------------------------------------------------------
+
+
+def _fill_wide(problem: Problem, out: Tensor, progress: Progress) -> None:
+    assert problem.chain is not None
+    chain, pairs, device = problem.chain, problem.pairs, out.device
+    widest = max([len(chain.y), *(len(layer.z) for layer in chain.layers)])
+    chunk = max(64, _SCRATCH_BYTES // (4 * (problem.m - 2) * widest))
+    y, y_rest = _in_two(chain.y, device)
+    noise = torch.from_numpy(chain.rounding_noise(np.float32)).float().to(device)
+    layers = [_wide_layer(layer, device) for layer in chain.layers]
+    sxx, constant, tolerance = _moments(problem)
+    for first in range(0, len(pairs), chunk):
+        i, j = (torch.from_numpy(each.astype(np.int32)).to(device) for each in pairs.numbered(first, first + chunk))
+        u = torch.empty(problem.m - 2, len(i), len(chain.layers[0].z), device=device)
+        for number, (arrays, weight, core, p0, p1) in enumerate(layers):
+            n_units = u.shape[2]
+            activations[(triton.cdiv(len(i), 32), triton.cdiv(n_units, 64))](
+                *arrays, i, j, u, p0, p1, len(i), n_units, problem.m, SHIFTED=number > 0, PAIRS=32, UNITS=64, CORE=core,
+                num_warps=4,
+            )  # fmt: skip
+            if weight is not None:
+                u = _product(u, weight)
+        sums[(triton.cdiv(len(i), 32),)](
+            u, y, y_rest, noise, i, j, out, problem.n_points, len(i), len(chain.y), problem.m, sxx, constant, tolerance,
+            PAIRS=32, OUTS=32, num_warps=4,
+        )  # fmt: skip
+        progress(len(i))
+
+
+def _wide_layer(layer: Any, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor | None, int, float, float]:
+    act, units = layer.activation, len(layer.z)
+    scale, slope = (torch.from_numpy(each).float().to(device) for each in act.by_unit(units))
+    weight = None if layer.weight is None else torch.from_numpy(np.ascontiguousarray(layer.weight.T)).float().to(device)
+    return (*_in_two(layer.z, device), scale, slope), weight, act.core_index, float(act.p0), float(act.p1)
+
+
+def _product(u: Tensor, weight: Tensor) -> Tensor:
+    """(steps, pairs, units) through an affine map, (units, outputs)."""
+    n_rows, n_in, n_out = u.shape[0] * u.shape[1], *weight.shape
+    out = torch.empty(u.shape[0], u.shape[1], n_out, device=u.device)
+    products[(triton.cdiv(n_rows, 64), triton.cdiv(n_out, 64))](
+        u,
+        weight,
+        out,
+        n_rows,
+        n_in,
+        n_out,
+        ROWS=64,
+        INS=32,
+        OUTS=64,
+        PRECISION=precision_of(u.device),
+        num_warps=4,
+        num_stages=2,
+    )
+    return out
+
+
+# ---- for the report ----------------------------------------------------------------------------------------------------
+
+_INTEGERS = ("first_row", "first_column", "n_points", "n_out", "m", "nothing", "n_pairs", "n_units", "n_rows", "n_in")
+_FLOATS = ("sxx", "constant", "tolerance", "p0", "p1")
+_TYPES = dict.fromkeys(_INTEGERS, "i32") | dict.fromkeys(_FLOATS, "fp32") | dict.fromkeys(("i_of", "j_of"), "*i32")
+_OPERATIONS_A_CORE = 40.0  # of float32, about, of the most expensive core and what is around it
+
+
+def configurations() -> Iterator[Configuration]:
+    """What is launched by default: the widest and the deepest of each kind of fused kernel, and the wide chains' kernels."""
+    for units, n_out in (((100,), 31), ((100, 100), 31), ((64,) * 4, 64), ((32,), 10)):
+        sizes = fused_for(list(units), n_out)
+        assert sizes is not None
+        for core in ("ztanh", "zerf") if len(units) == 2 else ("ztanh",):
+            cores = {f"CORE{number}": CORES.index(core) for number in range(MOST_DEPTH)}
+            constants: dict[str, Any] = {
+                "DEPTH": sizes.depth,
+                "WIDTH": sizes.width,
+                "OUTPUTS": sizes.outputs,
+                "PAIRS": PAIRS,
+                **cores,
+            }
+            label = f"fused, {sizes.depth} x {sizes.width} to {sizes.outputs}, {core}"
+            yield Configuration("connectivity", label, fused, constants | {"PRECISION": ""}, _TYPES, sizes.warps, 1)
+    for core in CORES[1:]:
+        constants = {"SHIFTED": True, "PAIRS": 32, "UNITS": 64, "CORE": CORES.index(core)}
+        yield Configuration("connectivity", f"wide, {core}", activations, constants, _TYPES, 4, 2)
+    constants = {"ROWS": 64, "INS": 32, "OUTS": 64, "PRECISION": ""}
+    yield Configuration("connectivity", "wide, product", products, constants, _TYPES, 4, 2)
+    yield Configuration("connectivity", "wide, sums", sums, {"PAIRS": 32, "OUTS": 32}, _TYPES, 4, 2)
+
+
+def works() -> Iterator[Work]:
+    for case, n, units, n_out in (
+        ("connectivity, the paper's tail 100-31 SiLU, N = 768", 768, (100,), 31),
+        ("connectivity, 100-100-31 SiLU, N = 768", 768, (100, 100), 31),
+    ):
+        sizes = fused_for(list(units), n_out)
+        assert sizes is not None
+        points = n * (n + PAIRS) / 2 * 19  # of all segments, whole tiles
+        products_a_point = sizes.width**2 * (sizes.depth - 1) + sizes.width * sizes.outputs
+        vector = points * (sizes.depth * sizes.width * _OPERATIONS_A_CORE + 6 * sizes.outputs)
+        memory = 4.0 * n * n + 8.0 * n * (sizes.depth * sizes.width + sizes.outputs)
+        yield Work(case, 2 * points * products_a_point, vector, memory)

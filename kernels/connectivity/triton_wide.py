@@ -1,0 +1,146 @@
+"""The Triton kernels for wide and deep chains: a layer at a time, for as many pairs as stay in the cache between two kernels.
+
+Deviations are (steps, pairs, units) in scratch memory: an activation's are made in place from those of its argument, an affine
+map's by a product in blocks, and at the end three sums over the steps give r². See triton_fused.py.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lmn.kernels.connectivity.triton_fused import deviation, unexplained_of
+from lmn.kernels.cores_triton import core
+
+
+@triton.jit
+def _rows_of(high, low, points, width, columns, mask):
+    at = points[:, None] * width + columns[None, :]
+    return tl.load(high + at, mask=mask, other=0.0), tl.load(low + at, mask=mask, other=0.0)
+
+
+@triton.jit
+def activations(
+    z_high,
+    z_low,
+    scales,
+    slopes,
+    i_of,
+    j_of,
+    u,
+    p0,
+    p1,
+    n_pairs,
+    n_units,
+    m,
+    SHIFTED: tl.constexpr,
+    PAIRS: tl.constexpr,
+    UNITS: tl.constexpr,
+    CORE: tl.constexpr,
+):
+    """u, (m - 2, n_pairs, n_units), from the deviations of pre-activations, or from none, to those of the activations.
+
+    z are (n_points, n_units) in two floats; i_of and j_of (n_pairs,), int32.
+    """
+    pairs = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    units = tl.program_id(1) * UNITS + tl.arange(0, UNITS)
+    mask = (pairs < n_pairs)[:, None] & (units < n_units)[None, :]
+    i = tl.load(i_of + pairs, mask=pairs < n_pairs, other=0).to(tl.int64)
+    j = tl.load(j_of + pairs, mask=pairs < n_pairs, other=0).to(tl.int64)
+    z, z_rest = _rows_of(z_high, z_low, i, n_units, units, mask)
+    at_j, at_j_rest = _rows_of(z_high, z_low, j, n_units, units, mask)
+    dz = (at_j - z) + (at_j_rest - z_rest)
+    at_i = core(z, p0, p1, CORE)
+    dcore = core(z + dz, p0, p1, CORE) - at_i
+    scale = tl.load(scales + units, mask=units < n_units, other=0.0)[None, :]
+    slope = tl.load(slopes + units, mask=units < n_units, other=0.0)[None, :]
+    here = u + pairs.to(tl.int64)[:, None] * n_units + units[None, :]
+    for step in range(1, m - 1):
+        t = step * 1.0 / (m - 1)
+        shift = tl.zeros((PAIRS, UNITS), tl.float32)
+        if SHIFTED:
+            shift = tl.load(here, mask=mask, other=0.0)
+        tl.store(here, deviation(t, z, dz, at_i, dcore, shift, scale, slope, p0, p1, CORE), mask=mask)
+        here += n_pairs * n_units
+
+
+@triton.jit
+def products(
+    a,
+    weights,
+    out,
+    n_rows,
+    n_in,
+    n_out,
+    ROWS: tl.constexpr,
+    INS: tl.constexpr,
+    OUTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out = a times weights: (n_rows, n_in) by (n_in, n_out)."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    outs = tl.program_id(1) * OUTS + tl.arange(0, OUTS)
+    total = tl.zeros((ROWS, OUTS), tl.float32)
+    for first in range(0, n_in, INS):
+        ins = first + tl.arange(0, INS)
+        mask_a = (rows < n_rows)[:, None] & (ins < n_in)[None, :]
+        mask_w = (ins < n_in)[:, None] & (outs < n_out)[None, :]
+        part = tl.load(a + rows[:, None] * n_in + ins[None, :], mask=mask_a, other=0.0)
+        w = tl.load(weights + ins.to(tl.int64)[:, None] * n_out + outs[None, :], mask=mask_w, other=0.0)
+        total = tl.dot(part, w, total, input_precision=PRECISION)
+    mask = (rows < n_rows)[:, None] & (outs < n_out)[None, :]
+    tl.store(out + rows[:, None] * n_out + outs[None, :], total, mask=mask)
+
+
+@triton.jit
+def sums(
+    u,
+    y_high,
+    y_low,
+    noise,
+    i_of,
+    j_of,
+    out,
+    n_points,
+    n_pairs,
+    n_out,
+    m,
+    sxx,
+    constant,
+    tolerance,
+    PAIRS: tl.constexpr,
+    OUTS: tl.constexpr,
+):
+    """r² of pairs from the deviations of their outputs, (m - 2, n_pairs, n_out), to both places of ``out``."""
+    pairs = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    present = pairs < n_pairs
+    i = tl.load(i_of + pairs, mask=present, other=0).to(tl.int64)
+    j = tl.load(j_of + pairs, mask=present, other=0).to(tl.int64)
+    unexplained = tl.zeros((PAIRS,), tl.float32)
+    error = tl.zeros((PAIRS,), tl.float32)
+    for first in range(0, n_out, OUTS):
+        outs = first + tl.arange(0, OUTS)
+        mask = present[:, None] & (outs < n_out)[None, :]
+        s1 = tl.zeros((PAIRS, OUTS), tl.float32)
+        s2 = tl.zeros((PAIRS, OUTS), tl.float32)
+        s3 = tl.zeros((PAIRS, OUTS), tl.float32)
+        here = u + pairs.to(tl.int64)[:, None] * n_out + outs[None, :]
+        for step in range(1, m - 1):
+            t = step * 1.0 / (m - 1)
+            at = tl.load(here, mask=mask, other=0.0)
+            s1 += at
+            s2 += (t - 0.5) * at
+            s3 += at * at
+            here += n_pairs * n_out
+        y, y_rest = _rows_of(y_high, y_low, i, n_out, outs, mask)
+        at_j, at_j_rest = _rows_of(y_high, y_low, j, n_out, outs, mask)
+        dy = (at_j - y) + (at_j_rest - y_rest)
+        of_noise = tl.load(noise + outs, mask=outs < n_out, other=0.0)[None, :]
+        points, interior = m * 1.0, (m - 2) * 1.0
+        some, of_error = unexplained_of(s1, s2, s3, y, dy, of_noise, mask, points, interior, sxx, constant)
+        unexplained += some
+        error += of_error
+    count = n_out * 1.0
+    r2 = tl.where(error / count <= tolerance, 1.0 - unexplained / count, float("nan"))
+    tl.store(out + i * n_points + j, r2, mask=present)
+    tl.store(out + j * n_points + i, r2, mask=present)

@@ -1,0 +1,224 @@
+"""The Triton kernels in Triton's interpreter against the float64 reference; compiled for GPUs that are not here."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import nn
+
+import lmn
+from lmn import _core
+from lmn.chain import chain_plan
+from lmn.connectivity import plan
+from lmn.grid import as_grid
+from lmn.kernels.activations import CORES, core_values
+from lmn.kernels.connectivity import reference, triton_gpu
+from lmn.kernels.connectivity.problem import Problem
+from lmn.kernels.cores_triton import core_with_slope
+from lmn.subject import Subject, spread
+
+PARAMETERS = {"clamp": (-0.75, 1.25), "tanh": (0.5, 0), "ztanh": (0.5, 0), "elu": (1.3, 0), "softplus": (1.5, 20)}
+Z = np.concatenate([np.linspace(-100, 100, 2001), np.linspace(-6, 6, 2001), np.geomspace(1e-30, 1, 90), [0, -0.0, -3, 3]])
+
+
+@triton.jit
+def cores(z, values, slopes, n, p0, p1, kink, CORE: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value, slope = core_with_slope(tl.load(z + at, mask=at < n, other=0.0), p0, p1, kink, CORE)
+    tl.store(values + at, value, mask=at < n)
+    tl.store(slopes + at, slope, mask=at < n)
+
+
+def at_cores(core: str, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values and slopes by Triton, of which nothing may be left unwritten."""
+    x = torch.from_numpy(z.astype(np.float32))
+    values, slopes = torch.full_like(x, 777.0), torch.full_like(x, 777.0)
+    p0, p1 = PARAMETERS.get(core, (0, 0))
+    cores[(triton.cdiv(len(x), 1024),)](x, values, slopes, len(x), float(p0), float(p1), -1.0, CORES.index(core), 1024)
+    return values.numpy().astype(np.float64), slopes.numpy().astype(np.float64)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_cores_are_good_to_a_few_units_in_the_last_place(core: str) -> None:
+    z = Z.astype(np.float32).astype(np.float64)
+    p0, p1 = PARAMETERS.get(core, (0, 0))
+    values, slopes = at_cores(core, z)
+    expected = core_values(core, z, p0, p1)
+    ulp = np.spacing(np.abs(expected).astype(np.float32)).astype(np.float64)
+    assert np.all(np.abs(values - expected) <= 6 * ulp + 2e-36)
+    of_slopes = _core.core_slopes_f64(CORES.index(core), p0, p1, -1.0, z)
+    assert np.all(np.abs(slopes - of_slopes) <= 4e-6 * np.maximum(1, np.abs(of_slopes)))
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_nan_goes_through_every_core(core: str) -> None:
+    values, slopes = at_cores(core, np.array([np.nan, 1.0]))
+    assert np.isnan(values[0])
+    assert np.isnan(slopes[0])
+    assert np.isfinite([values[1], slopes[1]]).all()
+
+
+# ---- connectivity -----------------------------------------------------------------------------------------------------------
+
+MODULES: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "prelu": nn.PReLU, "hardtanh": nn.Hardtanh, "relu6": nn.ReLU6,
+    "hardsigmoid": nn.Hardsigmoid, "softshrink": nn.Softshrink, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "silu": nn.SiLU,
+    "gelu": nn.GELU, "elu": nn.ELU, "selu": nn.SELU, "softplus": nn.Softplus, "hardswish": nn.Hardswish, "mish": nn.Mish,
+}  # fmt: skip
+
+
+def problem_of(
+    widths: tuple[int, ...], act: str, n: int, *, m: int = 5, n_rows: int | None = None, ends_in_activation: bool = False
+) -> Problem:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for n_in, n_out in itertools.pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), MODULES[act]()]
+    model, x = nn.Sequential(*layers[: None if ends_in_activation else -1]), torch.randn(n, widths[0])
+    with Subject(model, as_grid(x)) as subject:
+        h = subject.samples(torch.arange(n))
+        problem, _ = plan(subject.network, chain_plan(subject.network, h[spread(n)]), h, m, 1, n_rows)
+    assert problem.chain is not None
+    return problem
+
+
+def error_of(problem: Problem) -> float:
+    """The largest difference from the float64 reference; every entry asked for is written."""
+    n, n_rows = problem.n_points, problem.n_rows
+    out = torch.full((n, n), torch.nan)
+    triton_gpu.connectivity(problem, out, lambda _: None)
+    expected = torch.full((n, n), torch.nan, dtype=torch.float64)
+    reference.connectivity(problem, expected, lambda _: None)
+    found, wanted = (out, expected) if n_rows is None else (out[:n_rows, n_rows:], expected[:n_rows, n_rows:])
+    assert not torch.isnan(found).any()
+    return float((found - wanted).abs().max()) if found.numel() else 0.0
+
+
+@pytest.mark.parametrize("act", MODULES)
+def test_connectivity_for_every_activation(act: str) -> None:
+    assert error_of(problem_of((5, 20, 7), act, 17)) < 1e-5
+
+
+@pytest.mark.parametrize("widths", [(3, 33, 1), (5, 20, 30, 7), (5, 20, 17, 20, 33), (5, 16, 17, 18, 40, 7)], ids=len)
+def test_connectivity_for_every_depth(widths: tuple[int, ...]) -> None:
+    problem = problem_of(widths, "silu", 12)
+    assert triton_gpu.fused_for([len(layer.z) for layer in problem.chain.layers], widths[-1]) is not None  # type: ignore[union-attr]
+    assert error_of(problem) < 1e-5
+
+
+@pytest.mark.parametrize("n", [1, 2, 17, 33])
+def test_connectivity_of_any_number_of_samples(n: int) -> None:
+    assert error_of(problem_of((5, 9, 3), "gelu", n)) < 1e-5
+
+
+@pytest.mark.parametrize("widths", [(5, 200, 70), (5, 30, 100, 20, 3), (4, 17, 100)], ids=str)
+def test_connectivity_of_chains_too_wide_or_deep_for_one_kernel(widths: tuple[int, ...]) -> None:
+    problem = problem_of(widths, "gelu", 9)
+    assert triton_gpu.fused_for([len(layer.z) for layer in problem.chain.layers], widths[-1]) is None  # type: ignore[union-attr]
+    assert error_of(problem) < 1e-5
+
+
+@pytest.mark.parametrize("widths", [(5, 20, 7), (5, 150, 7)], ids=str)
+def test_a_rectangle_of_pairs(widths: tuple[int, ...]) -> None:
+    assert error_of(problem_of(widths, "silu", 20, n_rows=7)) < 1e-5
+
+
+def test_a_chain_that_ends_in_its_activation() -> None:
+    assert error_of(problem_of((5, 20), "relu", 12, ends_in_activation=True)) < 1e-5
+    assert error_of(problem_of((5, 150), "relu", 12, ends_in_activation=True)) < 1e-5
+
+
+def test_two_equal_samples_and_a_dead_network() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[0].bias.fill_(-100)
+    x = torch.randn(5, 3)
+    x[4] = x[0]
+    got = lmn.connectivity(model, x, backend="triton", progress=False)
+    assert torch.equal(got, torch.ones(5, 5))
+
+
+def test_float64_and_other_machines_are_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(5, 3)
+    with pytest.raises(lmn.LmnError, match="it computes in float32, and the samples are float64"):
+        lmn.connectivity(model.double(), x.double(), backend="triton", progress=False)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(lmn.LmnError, match="it runs on a GPU, and the samples are on cpu"):
+        lmn.connectivity(model.float(), x, backend="triton", progress=False)
+
+
+def test_float32_outputs_and_the_whole_measurement() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(9, 3)
+    got = lmn.measure(model, x, metrics=("lmn",), backend="triton", m=7, progress=False)
+    expected = lmn.measure(model, x, metrics=("lmn",), backend="reference", m=7, progress=False)
+    assert (got.backend, got.path, got.dtype) == ("triton", "chain", "float32")
+    assert got.lmn == pytest.approx(expected.lmn, rel=1e-3)
+
+
+# ---- precision --------------------------------------------------------------------------------------------------------------
+
+
+def tf32(x: np.ndarray) -> np.ndarray:
+    """Rounded to the 10 bits of a mantissa that TF32 keeps, to nearest."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x0FFF + ((bits >> 13) & 1)) & 0xFFFFE000).astype(np.uint32).view(np.float32)
+
+
+def emulated(precision: str) -> object:
+    """tl.dot as the matrix unit does it: products of TF32 numbers, summed in float32 or better."""
+
+    def dot(_self: object, a: object, b: object, d: object, *_: object) -> object:
+        x, y = a.data.astype(np.float32), b.data.astype(np.float32)  # type: ignore[attr-defined]
+        big_x, big_y = tf32(x), tf32(y)
+        total = big_x @ big_y
+        if precision == "tf32x3":
+            total = big_x @ tf32(y - big_y) + tf32(x - big_x) @ big_y + total
+        return triton.runtime.interpreter.TensorHandle(total + d.data, d.dtype.scalar)  # type: ignore[attr-defined]
+
+    return dot
+
+
+@pytest.mark.parametrize(("precision", "most", "least"), [("tf32x3", 1e-5, 0.0), ("tf32", 1e-2, 1e-5)])
+def test_three_tf32_products_are_as_good_as_float32(
+    precision: str, most: float, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one is not, which shows that the emulation does something."""
+    monkeypatch.setattr(triton.runtime.interpreter.InterpreterBuilder, "create_dot", emulated(precision))
+    moments = triton_gpu._moments  # with nothing redone in float64
+    monkeypatch.setattr(triton_gpu, "_moments", lambda problem: (*moments(problem)[:2], float("inf")))
+    problem = problem_of((5, 60, 60, 7), "silu", 18)
+    assert least <= error_of(problem) < most
+
+
+# ---- compiled for GPUs ------------------------------------------------------------------------------------------------------
+
+_COMPILE = """
+import json
+from lmn.kernels import triton_report
+found = []
+for configuration in list(triton_report.configurations())[:2]:
+    for target in triton_report.TARGETS:
+        made = triton_report.compiled(configuration, target)
+        found.append([target, made.spills, made.fits, made.matrix, made.registers, made.shared])
+print(json.dumps(found))
+"""
+
+
+def test_kernels_compile_for_four_targets_without_spills() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", _COMPILE], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [row[0] for row in found] == ["sm_80", "sm_90", "sm_100", "gfx942"] * 2
+    assert all(spills == 0 and fits and registers > 0 for _, spills, fits, _, registers, _ in found)
+    units = {row[0]: set(row[3]) for row in found}
+    assert units["sm_80"] == {"HMMA"}
+    assert units["gfx942"] == {"MFMA"}
