@@ -15,9 +15,10 @@ from lmn.lowering import NotAChain
 from lmn.network import Network
 from lmn.slopes import slope_chain
 
-_CHECKED = 8  # samples at which derivatives are compared
+CHECKED = 64  # samples at which derivatives are compared, when a model is first seen
+_CHECKED_AGAIN = 8  # and later
 _DIRECTIONS = 2  # random combinations of outputs by which they are
-_AGREEMENT = 1e-3
+_AGREEMENT, _ROUNDING = 1e-3, 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Differentiated:
 
 
 def differentiated(network: Network, example: Tensor, backend: str, threads: int) -> Differentiated:
-    """The local maps of a network, checked at the example's first samples.
+    """The local maps of a network, checked at an example's samples.
 
     What a model was read as may give its outputs and not its derivatives: it may detach a result, or have a function with a
     backward pass of its own. The model's own reverse mode is what counts: a chain, or a graph, that has others is not used.
@@ -52,28 +53,25 @@ def differentiated(network: Network, example: Tensor, backend: str, threads: int
     """
     check_name("jacobians", backend)
     chain = slope_chain(network, example)
-    some = example[:_CHECKED] if network.single_inside else example[:_CHECKED].double()
+    own = _own_derivatives(network, example[: _CHECKED_AGAIN if network.derivative else CHECKED])
     problem = Problem(
         chain=None if isinstance(chain, NotAChain) else chain,
         why_no_chain=chain.why if isinstance(chain, NotAChain) else "",
         tail=network.tail,
-        n_in=some[0].numel(),
-        n_out=_n_outputs(network, some),
+        n_in=example[0].numel(),
+        n_out=own.weights.shape[1],
         batch=network.batch,
         double=not network.single_inside,
         forward=True,
         threads=threads,
     )
     candidates = dict(_candidates(network, problem))
-    if backend == "auto" and network.derivative in candidates:  # what is remembered is what "auto" came to
-        candidates, own = {network.derivative: candidates[network.derivative]}, None
-    else:
-        own = _own_gradients(network, some)
-    for name, candidate in candidates.items():
-        chosen = choose("jacobians", backend, candidate)
-        maps: LocalMaps = chosen.load("jacobians")(candidate)
-        if own is None or name == _OWN or _agrees(maps, some, own):
-            network.derivative = name if backend == "auto" else network.derivative
+    # What had the derivatives before is looked at first.
+    for name in sorted(candidates, key=lambda name: name != network.derivative):
+        chosen = choose("jacobians", backend, candidates[name])
+        maps: LocalMaps = chosen.load("jacobians")(candidates[name])
+        if name == _OWN or own.agree_with(maps):
+            network.derivative = name if backend == "auto" and own.finite.any() else network.derivative
             path = "chain" if chosen.takes_chains else network.path if name != _OWN else "whole model"
             return Differentiated(maps, chosen.name, path, problem.n_out, problem.n_in)
     raise AssertionError("the model's own derivatives are its own")
@@ -93,47 +91,78 @@ def _candidates(network: Network, problem: Problem) -> Iterator[tuple[str, Probl
     yield _OWN, replace(problem, tail=network.untraced, forward=False)
 
 
-def _n_outputs(network: Network, samples: Tensor) -> int:
-    y = network.tail(samples.clone())
-    if not bool(torch.isfinite(y).all()):
-        raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
-    return y.shape[1]
+@dataclass(frozen=True, eq=False)
+class _Own:
+    """The model's own derivatives of some combinations of its outputs, at some samples.
+
+    Attributes
+    ----------
+    weights : Tensor of shape (n_combinations, n_out)
+        Each output's in proportion to its range, so that none is lost beside a larger one.
+    gradients : Tensor of shape (n_combinations, n, n_in)
+    finite : Tensor of shape (n,), bool
+        Where they are: only there can anything be compared.
+    """
+
+    samples: Tensor
+    weights: Tensor
+    gradients: Tensor
+
+    @property
+    def finite(self) -> Tensor:
+        return torch.isfinite(self.gradients).all(2).all(0)
+
+    def agree_with(self, maps: LocalMaps) -> bool:
+        try:
+            a = maps.jacobians(self.samples.clone()).to(self.gradients)
+        except RuntimeError:  # a graph that can't be differentiated, say
+            return False
+        finite = self.finite
+        got, expected = torch.einsum("ck,nki->cni", self.weights, a)[:, finite], self.gradients[:, finite]
+        if not expected.numel():
+            return False
+        of_input = expected.abs().amax((0, 1))
+        most = _AGREEMENT * (expected.abs() + of_input) + _ROUNDING * of_input.max()
+        return bool(((got - expected).abs() <= most).all())
 
 
-def _own_gradients(network: Network, samples: Tensor) -> Tensor:
-    """The model's own derivatives of combinations of its outputs, (n_combinations, n, n_in)."""
+def _own_derivatives(network: Network, samples: Tensor) -> _Own:
+    """In float64 where the model can be had in it, also under its own checkpoints; else in the samples' dtype."""
+    if network.single_inside or samples.dtype == torch.float64:
+        return _own_derivatives_in(network, samples)
+    try:
+        return _own_derivatives_in(network, samples.double())
+    except LmnError:
+        return _own_derivatives_in(network, samples)
+
+
+def _own_derivatives_in(network: Network, samples: Tensor) -> _Own:
     with torch.enable_grad():
         x = samples.detach().clone().requires_grad_()
         try:
             y = network.untraced(x.clone())
-        except RuntimeError as error:
+        except Exception as error:
             raise LmnError(f"the model can't be run with gradients ({in_short(error)}), so it has no Jacobians.") from error
-        if not y.requires_grad:
-            raise LmnError(
-                "the output has no derivative (it is detached, an argmax, a comparison, or made under no_grad), so there are "
-                "no Jacobians; pick a differentiable output with select=."
-            )
-        combinations = _combinations(y.shape[1]).to(y)
+        if not bool(torch.isfinite(y).all()):
+            raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
+        weights = _combinations(y.detach())
         try:
             gradients = [
-                torch.autograd.grad((y @ weights).sum(), x, retain_graph=True, materialize_grads=True)[0].flatten(1)
-                for weights in combinations
+                torch.autograd.grad((y @ weight).sum(), x, retain_graph=True, allow_unused=True)[0] if y.requires_grad else None
+                for weight in weights
             ]
-        except RuntimeError as error:
+        except Exception as error:
             raise LmnError(f"the model can't be differentiated: {in_short(error)}.") from error
-    return torch.stack(gradients)
+    if any(gradient is None for gradient in gradients):
+        raise LmnError(
+            "the output has no derivative by the samples (it is detached from them, goes through an argmax or a comparison, or "
+            "is made under no_grad), so there are no Jacobians; pick a differentiable output with select=, or a later tap."
+        )
+    return _Own(x.detach(), weights, torch.stack([gradient.flatten(1) for gradient in gradients if gradient is not None]))
 
 
-def _combinations(n_out: int) -> Tensor:
-    return torch.randn(_DIRECTIONS, n_out, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def _agrees(maps: LocalMaps, samples: Tensor, own: Tensor) -> bool:
-    try:
-        a = maps.jacobians(samples.clone()).to(own)
-    except RuntimeError:  # a graph that can't be differentiated, say
-        return False
-    got = torch.einsum("ck,nki->cni", _combinations(a.shape[1]).to(own), a)
-    size = float(own.abs().max())
-    same = torch.isclose(got, own, rtol=_AGREEMENT, atol=_AGREEMENT * size).all() | ~torch.isfinite(own).all()
-    return bool(same)
+def _combinations(y: Tensor) -> Tensor:
+    """Random weights of outputs, (n_combinations, n_out), that take the outputs' ranges at some samples to about 1."""
+    random = torch.randn(_DIRECTIONS, y.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(y)
+    size = (y - y.mean(0)).abs().amax(0)
+    return random / torch.where(size > 0, size, 1)

@@ -28,6 +28,7 @@ from lmn.tracing import Growth, growth, traced_by_running, traced_symbolically, 
 _BATCH_BYTES = 1 << 21  # of the widest intermediate result of samples that are run at a time
 _COLUMN_BYTES = 1 << 22  # of what a convolution copies
 _LARGEST_BATCH = 1024
+_ROUNDINGS = 16  # that the same operations may differ by
 _MOST_CHECKED = 32  # samples at which a graph must give what the model gives
 
 
@@ -158,7 +159,7 @@ class Network:
 
     @property
     def derivative(self) -> str:
-        """What was seen before to have the model's own derivatives, or ""; may be set, and is remembered where the graph is."""
+        """What had the model's own derivatives the last time, or ""; may be set, and is remembered where the graph is."""
         return "" if self._known is None else self._known.derivative
 
     @derivative.setter
@@ -288,7 +289,7 @@ class Network:
                 with remembered.reads() as looked:
                     graph = trace()
                 if self._gives_the_outputs(TailGraph.of(graph), checked):
-                    return "traced", "", trace is by_symbols and not looked.seen and remembered.may_be_kept(graph)
+                    return "traced", "", trace is by_symbols and not looked() and remembered.may_be_kept(graph)
                 reasons.append("the traced graph gives other outputs than the model")
             except Exception as error:  # whatever a tracer can't follow, the model itself can
                 reasons.append(in_short(error))
@@ -299,11 +300,11 @@ class Network:
         """Take a remembered graph for the tail, if it still is it."""
         try:
             graph = TailGraph(self._root, known.graph, known.run, known.tensors)
-            return not why_untraceable(self.model) and self._gives_the_outputs(graph, checked)
+            return not why_untraceable(self.model) and self._gives_the_outputs(graph, checked, same_operations=True)
         except Exception:  # whatever has changed, a new graph will have it
             return False
 
-    def _gives_the_outputs(self, graph: TailGraph, checked: Tensor) -> bool:
+    def _gives_the_outputs(self, graph: TailGraph, checked: Tensor, *, same_operations: bool = False) -> bool:
         """Take a graph for the tail, and tell whether it gives what the model gives at some samples."""
         self._graph = graph
         # Of two sizes at least: a graph may have taken the batch's for a constant. The same for both: an output that is a
@@ -311,6 +312,9 @@ class Network:
         parts = [part for part in (checked[:2], *checked[2:].split(self._batch_of_model)) if len(part)]
         expected = torch.cat([self.untraced(part.clone()) for part in parts])
         got = torch.cat([self.tail(part.clone()) for part in parts])
+        if same_operations:  # each output to rounding
+            most = _ROUNDINGS * torch.finfo(expected.dtype).eps * expected.abs().amax(0)
+            return bool(((got - expected).abs() <= most).all())
         return torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
     def _run_from_tap(self, h: Tensor) -> Tensor:

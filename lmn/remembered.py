@@ -1,22 +1,27 @@
 """What was found out about a model, kept from one measurement to the next: its graph, and sizes of what it computes.
 
 Tracing takes longer than many a measurement. A graph is used again for a model that looks as it did, module by module, and
-only if it gives what the model gives at the samples that a new one is checked at. Looks are: which modules there are, of which
-classes, with which hooks, plain attributes, and sizes of tensors. Values of parameters and buffers are read at each use, and a
+only if it gives what the model gives, to rounding, at the samples that a new one is checked at. Looks are: which modules there
+are, of which classes, with which attributes, and sizes of tensors. Values of parameters and buffers are read at each use, and a
 graph that was traced while some were looked at is not kept.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FunctionType
+from enum import Enum
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmn.preserve import Habits
@@ -41,7 +46,7 @@ class Remembered:
     batch_of_model, batch, widest, single_inside
         As of the ``Network``.
     derivative : str
-        What was seen to have the model's own derivatives, or "" where nobody has looked yet.
+        What had the model's own derivatives the last time, or "" where nobody has looked yet.
     """
 
     graph: fx.Graph
@@ -76,7 +81,7 @@ def may_be_kept(module: fx.GraphModule) -> bool:
 
 
 class _Reads(TorchDispatchMode):
-    """Notes whether a tensor's values were looked at."""
+    """Notes whether a tensor's values were looked at, by operations."""
 
     seen = False
 
@@ -86,51 +91,105 @@ class _Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+_LOOKS = {"tolist", "numpy", "item", "__array__", "__bool__", "__float__", "__int__", "__index__", "__contains__", "__repr__"}
+
+
+class _Calls(TorchFunctionMode):
+    """The same by methods of tensors, some of which no operation shows."""
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or getattr(func, "__name__", "") in _LOOKS
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
-def reads() -> Iterator[_Reads]:
-    """Whether values of tensors are looked at in what is enclosed: ``seen``, afterwards."""
-    with _Reads() as found:
-        yield found
+def reads() -> Iterator[Callable[[], bool]]:
+    """Whether values of tensors were looked at in what is enclosed."""
+    with _Calls() as calls, _Reads() as operations:
+        yield lambda: calls.seen or operations.seen
 
 
 # ---- how a model looks ------------------------------------------------------------------------------------------------------
 
 
+class _NotComparable(Exception):  # noqa: N818
+    """Something of which it can't be told whether it is as it was."""
+
+
 def looks(model: nn.Module, tap: str | None, select: Any, samples: Tensor) -> Hashable:
-    """What must be the same for a graph to be used again; None where that can't be told."""
-    selection = _function(select)
-    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-    if scripted or (selection is None and select is not None):
-        return None
+    """What must be the same for a graph to be used again; None where that can't be told.
+
+    A hook may read anything, so a model with hooks is not remembered; neither is one with an attribute that is no plain value,
+    container or object of such, function without variables of its own, or tensor.
+    """
     kind = (tuple(samples.shape[1:]), samples.dtype, samples.device)
-    return (tap, selection, kind, tuple(_module(name, module) for name, module in model.named_modules(remove_duplicate=False)))
-
-
-def _function(function: Any) -> Hashable:
-    """A function by its code, where it has nothing else; its address may be another's next time."""
-    if not isinstance(function, FunctionType) or function.__closure__ or function.__defaults__ or function.__kwdefaults__:
+    try:
+        return (
+            (tap, _value(select, 0), kind),
+            *(_module(name, module) for name, module in model.named_modules(remove_duplicate=False)),
+        )
+    except _NotComparable:
         return None
-    return function.__code__, function.__module__
 
 
-_LISTED = ("_parameters", "_buffers", "_modules")
-_IGNORED = ("training", *_LISTED)
+_TENSORS = ("_parameters", "_buffers")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# What torch keeps in every module besides.
+_IGNORED = {*vars(nn.Module()), *_TENSORS}
 
 
 def _module(name: str, module: nn.Module) -> Hashable:
     attributes = vars(module)
-    tensors = [(key, t.shape, t.dtype) for listed in _LISTED[:2] for key, t in attributes[listed].items() if t is not None]
+    hooked = any(attributes.get(hooks) for hooks in _HOOKS)
+    if hooked or isinstance(module, torch.jit.ScriptModule):
+        raise _NotComparable
+    tensors = [(key, t.shape, t.dtype) for kept in _TENSORS for key, t in attributes[kept].items() if t is not None]
     plain = [(key, _value(value, 0)) for key, value in attributes.items() if key not in _IGNORED]
     return name, id(module), type(module), id(type(module).forward), tuple(tensors), tuple(plain)
 
 
+_PLAIN = (
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    Enum,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    slice,
+    range,
+    type,
+    ModuleType,
+    BuiltinFunctionType,
+)
+
+
 def _value(value: Any, depth: int) -> Hashable:
-    """A plain value, or what is in a container of them; of everything else its identity."""
-    if value is None or isinstance(value, int | float | str | bytes | torch.dtype | torch.device | torch.Size):
-        return type(value), value
-    if depth < _DEEPEST:
-        if isinstance(value, dict):
-            return type(value), tuple((_value(k, depth + 1), _value(v, depth + 1)) for k, v in value.items())
-        if isinstance(value, list | tuple):
-            return type(value), tuple(_value(item, depth + 1) for item in value)
-    return type(value), id(value)
+    """What a value is compared by."""
+    if depth > _DEEPEST:
+        raise _NotComparable
+    if value is None or isinstance(value, _PLAIN):
+        return type(value), str(value) if isinstance(value, slice) else value
+    if isinstance(value, dict):
+        return type(value), tuple((_value(key, depth + 1), _value(item, depth + 1)) for key, item in value.items())
+    if isinstance(value, list | tuple | deque):
+        return type(value), tuple(_value(item, depth + 1) for item in value)
+    if isinstance(value, set | frozenset):
+        return type(value), frozenset(_value(item, depth + 1) for item in value)
+    if isinstance(value, Tensor):
+        return type(value), id(value), value._version if not value.is_inference() else -1, value.shape, value.dtype
+    if isinstance(value, np.ndarray):
+        return type(value), value.shape, value.dtype.str, value.tobytes()
+    if isinstance(value, FunctionType):
+        cells = tuple(_value(cell.cell_contents, depth + 1) for cell in value.__closure__ or ())
+        defaults = _value((value.__defaults__, value.__kwdefaults__), depth + 1)
+        return value.__code__, value.__module__, cells, defaults
+    if isinstance(value, partial):
+        return type(value), _value((value.func, value.args, value.keywords), depth + 1)
+    if isinstance(value, nn.Module) or not hasattr(value, "__dict__") or hasattr(type(value), "__slots__"):
+        raise _NotComparable
+    return type(value), _value(vars(value), depth + 1)
