@@ -507,6 +507,7 @@ py::array_t<T> core_slopes(int core, T p0, T p1, T kink, py::array_t<T, py::arra
             kernels.core_slopes_f32(core, p0, p1, kink, in, out, n);
         else
             kernels.core_slopes_f64(core, p0, p1, kink, in, out, n);
+        for (int64_t i = 0; i < n; ++i) out[i] += T(kernels.slope_limits[core]);
     });
 }
 

@@ -16,7 +16,8 @@ struct CoreParameters {
     T kink = T(0);  // the slope where two linear pieces meet: torch's differ from activation to activation
 };
 
-// A core and its slope. Of a NaN both are NaN.
+// A core, and by how much its slope is above the limit that it has far below zero: where an activation is flat there (SiLU, GELU,
+// softplus), the activation's slope is a multiple of that, and keeps its digits. Of a NaN both are NaN.
 template <class T>
 struct Sloped {
     Vec<T> value, slope;
@@ -108,12 +109,36 @@ inline Vec<double> log1p_of_unit(Vec<double> e) {
     return each_lane<double>(e, [](double x) { return ::log1p(x); });
 }
 
-// With e = expm1(-2|z|): 1 - tanh² as 4 (1 + e) / (2 + e)², which goes to zero as it should where z is large and multiplies it.
+// tanh, its slope, and 1 + tanh, each with its digits wherever it is small. With e = exp(-2|z|) - 1 the slope is
+// 4 (1 + e) / (2 + e)², and 1 - |tanh| is 2 (1 + e) / (2 + e).
 template <class T>
-inline Sloped<T> tanh_with_slope(Vec<T> z) {
-    const Vec<T> e = expm1_of_negative<T>(T(-2) * absolute<T>(z)), whole = e + T(2);
-    const Vec<T> inverse = T(1) / whole, t = -e * inverse;
-    return {z < Vec<T>{} ? -t : t, T(4) * (e + T(1)) * inverse * inverse};
+struct TanhAt {
+    Vec<T> value, slope, plus_one;
+};
+
+template <class T>
+inline TanhAt<T> tanh_at(Vec<T> z) {
+    const Exponential<T> exponent = exponential(Vec<T>(T(-2) * absolute<T>(z)));
+    const Vec<T> above = exponent.power * exponent.expm1_r + exponent.power;               // 1 + e
+    const Vec<T> e = exponent.power * exponent.expm1_r + (exponent.power - T(1));
+    const Vec<T> inverse = T(1) / (e + T(2)), t = -e * inverse, rest = T(2) * above * inverse;
+    const auto below = z < Vec<T>{};
+    return {below ? -t : t, T(2) * rest * inverse, below ? rest : t + T(1)};
+}
+
+// erfc(x) for x >= 0, given exp(-x²): the Chebyshev fit of Numerical Recipes (Press et al., 2nd edition, section 6.2), 1.2e-7.
+inline Vec<float> erfc_of_positive(Vec<float> x, Vec<float> gaussian) {
+    const Vec<float> t = 1.0f / (0.5f * x + 1.0f);
+    Vec<float> p = broadcast(0.17087277f);
+    constexpr float kCoefficients[] = {-0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f, -0.18628806f, 0.09678418f,
+                                       0.37409196f,  1.00002368f};
+    for (const float c : kCoefficients) p = p * t + c;
+    // exp(t p - 1.26551223) with an exponent that is at most zero: t <= 1, and p t is below 1.2655 there
+    return t * gaussian * exp_of_negative<float>(minimum(Vec<float>{}, t * p - 1.26551223f));
+}
+
+inline Vec<double> erfc_of_positive(Vec<double> x, Vec<double>) {
+    return each_lane<double>(x, [](double value) { return ::erfc(value); });
 }
 
 template <class T>
@@ -148,7 +173,7 @@ template <class T>
 struct Tanh {  // tanh(p0 z)
     static Vec<T> at(Vec<T> z, CoreParameters<T> p) { return tanh_of(z * p.p0); }
     static Sloped<T> with_slope(Vec<T> z, CoreParameters<T> p) {
-        const Sloped<T> t = tanh_with_slope<T>(z * p.p0);
+        const TanhAt<T> t = tanh_at<T>(z * p.p0);
         return {t.value, p.p0 * t.slope};
     }
 };
@@ -157,8 +182,8 @@ template <class T>
 struct ZTanh {  // z tanh(p0 z)
     static Vec<T> at(Vec<T> z, CoreParameters<T> p) { return z * tanh_of(z * p.p0); }
     static Sloped<T> with_slope(Vec<T> z, CoreParameters<T> p) {
-        const Sloped<T> t = tanh_with_slope<T>(z * p.p0);
-        return {z * t.value, t.value + z * p.p0 * t.slope};
+        const TanhAt<T> t = tanh_at<T>(z * p.p0);
+        return {z * t.value, t.plus_one + z * p.p0 * t.slope};
     }
 };
 
@@ -166,8 +191,9 @@ template <class T>
 struct ZErf {  // z erf(z / sqrt 2)
     static Vec<T> at(Vec<T> z, CoreParameters<T>) { return z * erf_of(z * T(0.70710678118654752440)); }
     static Sloped<T> with_slope(Vec<T> z, CoreParameters<T>) {
-        const Vec<T> e = erf_of(z * T(0.70710678118654752440));
-        return {z * e, e + T(0.79788456080286535588) * z * exp_of_negative<T>(T(-0.5) * z * z)};
+        const Vec<T> e = erf_of(z * T(0.70710678118654752440)), density = exp_of_negative<T>(T(-0.5) * z * z);
+        const Vec<T> above = z < Vec<T>{} ? erfc_of_positive(z * T(-0.70710678118654752440), density) : e + T(1);
+        return {z * e, above + T(0.79788456080286535588) * z * density};
     }
 };
 
@@ -179,9 +205,9 @@ struct ZGeluTanh {  // z tanh(sqrt(2/pi) (z + 0.044715 z^3))
     static Sloped<T> with_slope(Vec<T> z, CoreParameters<T>) {
         constexpr T c = T(0.79788456080286535588);
         const Vec<T> square = minimum(broadcast(T(1e4)), z * z);  // beyond, the slope of tanh is zero: it must not meet infinity
-        const Sloped<T> t = tanh_with_slope<T>(c * z * (T(0.044715) * square + T(1)));
+        const TanhAt<T> t = tanh_at<T>(c * z * (T(0.044715) * square + T(1)));
         const Vec<T> inner = c * (T(3 * 0.044715) * square + T(1));
-        return {z * t.value, t.value + z * inner * t.slope};
+        return {z * t.value, t.plus_one + z * inner * t.slope};
     }
 };
 
@@ -192,8 +218,9 @@ struct Elu {  // z above zero, p0 (exp(z) - 1) below
         return z > zero ? z : p.p0 * expm1_of_negative<T>(minimum(zero, z));
     }
     static Sloped<T> with_slope(Vec<T> z, CoreParameters<T> p) {
-        const Vec<T> below = p.p0 * expm1_of_negative<T>(minimum(Vec<T>{}, z));
-        return {z > Vec<T>{} ? z : below, z > Vec<T>{} ? broadcast(T(1)) : below + p.p0};
+        const Exponential<T> e = exponential(minimum(Vec<T>{}, z));
+        const Vec<T> below = p.p0 * (e.power * e.expm1_r + (e.power - T(1))), slope = p.p0 * (e.power * e.expm1_r + e.power);
+        return {z > Vec<T>{} ? z : below, z > Vec<T>{} ? broadcast(T(1)) : slope};
     }
 };
 
@@ -205,8 +232,9 @@ struct Softplus {  // softplus(z) - z/2 = |z|/2 + log1p(exp(-p0 |z|)) / p0; line
         return T(0.5) * a + (z * p.p0 > p.p1 ? Vec<T>{} : tail);
     }
     static Sloped<T> with_slope(Vec<T> z, CoreParameters<T> p) {
-        const Vec<T> half = broadcast(T(0.5));
-        return {at(z, p), z * p.p0 > p.p1 ? half : half * tanh_of(half * p.p0 * z)};
+        const Vec<T> e = exp_of_negative<T>(-p.p0 * absolute<T>(z)), one = broadcast(T(1));
+        const Vec<T> sigmoid = (z > Vec<T>{} ? one : e) / (e + T(1));
+        return {at(z, p), z * p.p0 > p.p1 ? one : sigmoid};
     }
 };
 
@@ -240,6 +268,9 @@ struct Mish {  // z tanh(log1p(e^z)) = z (1 + 2e) / (1 + 2e + 2e^2) with e = e^-
         return {z * t, t + z * sigmoid * (rest * (whole + numerator) / (whole * whole))};
     }
 };
+
+// The slope of a core far below zero, which Sloped is told from: by the core's index.
+inline constexpr double kSlopeLimits[] = {0, 0, 0, 0, -1, -1, -1, 0, -0.5, 0, 0};
 
 // All of them, in the order of kernels/activations.py: CORES.
 #define LMN_CORES(X) \

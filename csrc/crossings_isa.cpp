@@ -5,7 +5,7 @@
 //     z(± p) = c ± d_p + sum over those units e of their activations at the vertex times column e,
 // and 1 + n_directions + (units that crossed) columns go through the affine maps instead of 2 n_directions vertices; those of a
 // few points together. What any other chain needs, and a point at which as many units crossed as there are directions, is run
-// vertex by vertex.
+// vertex by vertex; so is one at which something is not finite, for which a layer's count then is kNotFinite.
 #include <string.h>
 
 #include "slope_tile.hpp"
@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kPiecewiseLinearCores = 3;  // identity, |z|, clamp: the first of kernels/activations.py: CORES
 constexpr int kMostTogether = 8, kMostColumns = 512;
+constexpr int64_t kNotFinite = -1;
 
 // ---- vertex by vertex --------------------------------------------------------------------------------------------
 
@@ -31,12 +32,24 @@ uint64_t sides_of(const SlopeLayer<T>& layer, T low, T high) {
 
 bool crosses(uint64_t sides) { return (sides & (sides >> 1) & 0x5555555555555555) != 0; }
 
+// What is not finite is lost in a minimum, but not in a sum of zeros: x * 0 is NaN there.
 template <class T>
-void note_sides(const SlopeLayer<T>& layer, const T* z, uint64_t* sides) {
+bool all_zero(Vec<T> zeros) {
+    T sum = T(0);
+    for (int lane = 0; lane < kLanes<T>; ++lane) sum += zeros[lane];
+    return sum == T(0);
+}
+
+// Returns whether all pre-activations are finite.
+template <class T>
+bool note_sides(const SlopeLayer<T>& layer, const T* z, uint64_t* sides) {
+    Vec<T> zeros{};
     for (int64_t c = 0; c < layer.units; ++c) {
         Vec<T> least = load(z + c * kTile<T>), most = least;
+        zeros += least * T(0);
         for (int s = 1; s < kSteps; ++s) {
             const Vec<T> x = load(z + c * kTile<T> + s * kLanes<T>);
+            zeros += x * T(0);
             least = minimum(least, x);
             most = maximum(most, x);
         }
@@ -47,6 +60,7 @@ void note_sides(const SlopeLayer<T>& layer, const T* z, uint64_t* sides) {
         }
         sides[c] |= sides_of(layer, low, high);
     }
+    return all_zero<T>(zeros);
 }
 
 template <class T>
@@ -58,6 +72,7 @@ void by_vertices(const SlopeChain<T>& chain, const T* z, const T* shifts, int n_
     int64_t n_units = 0;
     for (int l = 0; l < chain.n_layers; ++l) n_units += chain.layers[l].units;
     for (int64_t c = 0; c < n_units; ++c) all[c] = 0;
+    for (int l = 0; l < chain.n_layers; ++l) counts[l] = 0;
     for (int first = 0; first < n_vertices; first += kTile<T>) {
         for (int64_t c = 0; c < first_units; ++c)
             for (int p = 0; p < kTile<T>; ++p) {
@@ -68,7 +83,7 @@ void by_vertices(const SlopeChain<T>& chain, const T* z, const T* shifts, int n_
         uint64_t* sides = all;
         for (int l = 0; l < chain.n_layers; ++l) {
             const SlopeLayer<T>& layer = chain.layers[l];
-            note_sides(layer, scratch.a, sides);
+            if (!note_sides(layer, scratch.a, sides)) counts[l] = kNotFinite;
             sides += layer.units;
             if (l + 1 == chain.n_layers) break;
             kSlopes<T>[layer.core].activate_only(layer, scratch.a, nullptr);
@@ -77,10 +92,9 @@ void by_vertices(const SlopeChain<T>& chain, const T* z, const T* shifts, int n_
         }
     }
     const uint64_t* sides = all;
-    for (int l = 0; l < chain.n_layers; ++l) {
-        counts[l] = 0;
-        for (int c = 0; c < chain.layers[l].units; ++c, ++sides) counts[l] += crosses(*sides);
-    }
+    for (int l = 0; l < chain.n_layers; sides += chain.layers[l++].units)
+        if (counts[l] != kNotFinite)
+            for (int c = 0; c < chain.layers[l].units; ++c) counts[l] += crosses(sides[c]);
 }
 
 // ---- by columns --------------------------------------------------------------------------------------------------
@@ -135,7 +149,7 @@ struct Work {
         low = take<T>(cursor, units * kTile<T>);
         value = take<T>(cursor, units * kTile<T>);
         slope = take<T>(cursor, units * kTile<T>);
-        at_vertices = take<T>(cursor, kMostTogether * p * 2 * p);
+        at_vertices = take<T>(cursor, points_together<T>(n_directions) * p * 2 * p);
         vertices = take<T>(cursor, padded<T>(2 * p));
         crossed = take<uint8_t>(cursor, units * kMostTogether);
     }
@@ -155,27 +169,61 @@ void at_vertices(const T* c, int n_directions, int extra, const T* of_extra, T* 
     }
 }
 
+// The largest |d|, not finite where one is not: as integers, infinity is above all numbers and NaN above that.
 template <class T>
 T largest_size(const T* d, int n) {
-    Vec<T> most{};
+    using Int = typename Simd<T>::Int;
+    constexpr Int kWithoutSign = ~(Int(1) << (sizeof(T) * 8 - 1));
+    IntVec<T> sizes{};
     int p = 0;
     for (; p + kLanes<T> <= n; p += kLanes<T>) {
-        Vec<T> x;
+        IntVec<T> x;
         memcpy(&x, d + p, sizeof(x));
-        most = maximum(most, absolute<T>(x));
+        sizes = maximum(sizes, x & kWithoutSign);
     }
-    T size = T(0);
-    for (int lane = 0; lane < kLanes<T>; ++lane) size = most[lane] > size ? most[lane] : size;
+    Int most = 0;
+    for (int lane = 0; lane < kLanes<T>; ++lane) most = sizes[lane] > most ? sizes[lane] : most;
     for (; p < n; ++p) {
-        const T x = d[p] < T(0) ? -d[p] : d[p];
-        size = x > size ? x : size;
+        Int x;
+        memcpy(&x, d + p, sizeof(x));
+        x &= kWithoutSign;
+        most = x > most ? x : most;
     }
+    T size;
+    memcpy(&size, &most, sizeof(size));
     return size;
 }
 
-// Which units of a layer cross at which points, and the least of their pre-activations there.
+// The least and the greatest of n values; returns whether all are finite.
 template <class T>
-void find_crossings(const SlopeLayer<T>& layer, Work<T>& work, const Columns* columns, int count, int64_t row, int n_directions,
+bool range_of(const T* z, int n, T& low, T& high) {
+    Vec<T> least = broadcast(z[0]), most = least, zeros{};
+    int v = 0;
+    for (; v + kLanes<T> <= n; v += kLanes<T>) {
+        Vec<T> x;
+        memcpy(&x, z + v, sizeof(x));
+        zeros += x * T(0);
+        least = minimum(least, x);
+        most = maximum(most, x);
+    }
+    T zero = T(0);
+    low = high = z[0];
+    for (; v < n; ++v) {
+        zero += z[v] * T(0);
+        low = z[v] < low ? z[v] : low;
+        high = z[v] > high ? z[v] : high;
+    }
+    for (int lane = 0; lane < kLanes<T>; ++lane) {
+        low = least[lane] < low ? least[lane] : low;
+        high = most[lane] > high ? most[lane] : high;
+    }
+    return zero == T(0) && all_zero<T>(zeros);
+}
+
+// Which units of a layer cross at which points, and the least of their pre-activations there; gives up points at which one is
+// not finite.
+template <class T>
+void find_crossings(const SlopeLayer<T>& layer, Work<T>& work, Columns* columns, int count, int64_t row, int n_directions,
                     int64_t* counts, int n_layers) {
     for (int64_t u = 0; u < layer.units; ++u) {
         for (int g = 0; g < kTile<T>; ++g) work.low[u * kTile<T> + g] = T(0);
@@ -183,18 +231,20 @@ void find_crossings(const SlopeLayer<T>& layer, Work<T>& work, const Columns* co
             if (columns[g].given_up) continue;
             const T* c = work.a + u * row + columns[g].at;
             T low, high;
+            bool finite;
             if (columns[g].extra == 0) {
                 const T size = largest_size(c + 1, n_directions);
                 low = c[0] - size;
                 high = c[0] + size;
+                finite = (high - low) * T(0) == T(0);
             } else {
                 T* z = work.vertices;
                 at_vertices(c, n_directions, columns[g].extra, work.at_vertices + int64_t(g) * n_directions * 2 * n_directions, z);
-                low = high = z[0];
-                for (int v = 1; v < 2 * n_directions; ++v) {
-                    low = z[v] < low ? z[v] : low;
-                    high = z[v] > high ? z[v] : high;
-                }
+                finite = range_of(z, 2 * n_directions, low, high);
+            }
+            if (!finite) {
+                columns[g].given_up = true;
+                continue;
             }
             const bool is_crossed = crosses(sides_of(layer, low, high));
             work.crossed[u * kMostTogether + g] = is_crossed;

@@ -54,13 +54,18 @@ Slopes<T>::Slopes(int64_t n_in, int64_t n_out, const double* first, const double
         layer.kink = T(data.kink);
         layer.scale = kept(converted<T>(data.scale, data.units));
         layer.slope = kept(converted<T>(data.slope, data.units));
+        auto least = aligned<T>(data.units);
+        for (int64_t c = 0; c < data.units; ++c) least[c] = T(data.scale[c] * kernels_.slope_limits[data.core] + data.slope[c]);
+        layer.least_slope = kept(std::move(least));
         layer.breakpoints = kept(converted<T>(data.breakpoints, data.n_breakpoints));
         layer.n_breakpoints = int(data.n_breakpoints);
         layer.bias = kept(converted<T>(data.bias, data.outputs));
-        if (data.weights) {
+        // A sweep starts from the rows of the matrix at its own end, and goes against the direction of the other.
+        const bool is_last = &data == &layers.back();
+        if (data.weights && !(is_last && reverse))
             layer.weights = kept(packed<T>(data.weights, data.outputs, data.units, block, data.units, 1));
+        if (data.weights && !is_last && reverse)
             layer.transposed = kept(packed<T>(data.weights, data.units, data.outputs, block, 1, data.units));
-        }
         layers_.push_back(layer);
     }
     const SlopeLayerData& last = layers.back();
@@ -74,7 +79,7 @@ Slopes<T>::Slopes(int64_t n_in, int64_t n_out, const double* first, const double
     chain_.n_rows = int(reverse ? n_out : n_in);
     if (first) {
         chain_.first = kept(packed<T>(first, n_first, n_in, block, n_in, 1));
-        chain_.first_transposed = kept(packed<T>(first, n_in, n_first, block, 1, n_in));
+        if (reverse) chain_.first_transposed = kept(packed<T>(first, n_in, n_first, block, 1, n_in));
         chain_.first_bias = kept(converted<T>(first_bias, n_first));
     }
     if (last_map) {

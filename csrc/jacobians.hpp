@@ -18,6 +18,7 @@ struct SlopeLayer {
     T p0, p1, kink;
     const T* scale;        // [unit] act(z) = scale core(z) + slope z + a constant, which is part of the bias after it
     const T* slope;        // [unit]
+    const T* least_slope;  // [unit] scale times the core's limit far below zero, plus slope: what slopes are told from
     const T* breakpoints;  // that a unit is counted by if its pre-activations lie on both sides
     int n_breakpoints;
     int outputs;          // of the affine map after it
@@ -67,7 +68,8 @@ struct JacobianKernels {
     int block_outputs;  // height of a packed block of weights
     SlopeKernels<float> f32;
     SlopeKernels<double> f64;
-    // The slope of a core at n values, a multiple of kMostLanes: what the tests of the slopes call.
+    const double* slope_limits;  // by core: its slope far below zero
+    // By how much the slope of a core is above that, at n values, a multiple of kMostLanes: what the tests call.
     void (*core_slopes_f32)(int core, float p0, float p1, float kink, const float* z, float* out, int64_t n);
     void (*core_slopes_f64)(int core, double p0, double p1, double kink, const double* z, double* out, int64_t n);
 };

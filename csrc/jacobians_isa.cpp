@@ -147,7 +147,7 @@ constexpr SlopeKernels<T> kernels_of() {
 }  // namespace
 
 extern const JacobianKernels jacobian_kernels;
-const JacobianKernels jacobian_kernels = {kMaxBlockOutputs, kernels_of<float>(), kernels_of<double>(), core_slopes_f32,
-                                          core_slopes_f64};
+const JacobianKernels jacobian_kernels = {kMaxBlockOutputs, kernels_of<float>(), kernels_of<double>(), kSlopeLimits,
+                                          core_slopes_f32, core_slopes_f64};
 
 }  // namespace lmn::LMN_ISA

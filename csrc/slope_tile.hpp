@@ -33,12 +33,12 @@ template <class T, template <class> class Core>
 void activate(const SlopeLayer<T>& layer, T* __restrict z, T* __restrict slopes) {
     const CoreParameters<T> p = parameters(layer);
     for (int64_t c = 0; c < layer.units; ++c) {
-        const T scale = layer.scale[c], slope = layer.slope[c];
+        const T scale = layer.scale[c], slope = layer.slope[c], least = layer.least_slope[c];
         for (int64_t at = c * kTile<T>; at < (c + 1) * kTile<T>; at += kLanes<T>) {
             const Vec<T> x = load(z + at);
             const Sloped<T> core = Core<T>::with_slope(x, p);
             store(z + at, scale * core.value + slope * x);
-            store(slopes + at, scale * core.slope + slope);
+            store(slopes + at, scale * core.slope + least);
         }
     }
 }

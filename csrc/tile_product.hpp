@@ -35,7 +35,7 @@ inline void block_product(int outputs, const T* weights, const T* columns, int u
     }
 }
 
-// done(k, sums[Steps]) for every output k of a matrix packed in blocks whose heights differ by at most one (csrc/connectivity.cpp).
+// done(k, sums[Steps]) for every output k of a matrix packed in blocks whose heights differ by at most one (csrc/packed.hpp).
 template <class T, int Steps, class Done>
 inline void product(const T* weights, int outputs, int units, const T* columns, Done done,
                     int64_t stride = Steps * Simd<T>::kLanes) {

@@ -10,7 +10,7 @@ from lmn.backends import available_backends
 from lmn.connectivity import connectivity
 from lmn.errors import LmnError
 from lmn.grid import box, line, plane
-from lmn.jacobians import jacobians
+from lmn.jacobians import JacobianStatistics, jacobians
 from lmn.local_complexity import LocalComplexity, local_complexity
 from lmn.measure import measure
 from lmn.measurement import Measurement
@@ -20,6 +20,7 @@ from lmn.spectrum import linear_mapping_number
 
 __all__ = [
     "ActivationPatterns",
+    "JacobianStatistics",
     "LmnError",
     "LocalComplexity",
     "Measurement",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,14 @@ from lmn.backends import check_name
 from lmn.errors import LmnError, thread_count
 from lmn.grid import as_grid
 from lmn.kernels.distinct_maps import DistinctMaps, Maps
+from lmn.local_maps import CHECKED
 from lmn.map_source import MOST_REGIONS, MapSource, map_source, piecewise_linear_program
-from lmn.memory import in_bytes, memory_limit_of
+from lmn.memory import in_bytes, limit_for_maps
+from lmn.observed_regions import ROUNDING
 from lmn.partition import Regions
 from lmn.progress import progress_bar
 from lmn.reductions import OF_DOMAIN, REDUCTIONS, effective_linear_maps, of_maps
-from lmn.regions import find
+from lmn.regions import TooManyRegions, find
 from lmn.selection import Select
 from lmn.subject import Subject
 
@@ -67,7 +69,8 @@ def jacobians(
 
         - "linear_maps", int: distinct maps x → A x + c, two of which are one within a billionth of A's norm or their rounding
           errors; maps that are linked by such pairs are one. Exact regions of a line, a plane or a box count by their own maps,
-          whatever the points; elsewhere it is the number of those observed at the points, a lower bound;
+          whatever the points (on a line or in a plane by their maps along it); elsewhere it is the number of those observed at
+          the points, a lower bound. ``backend`` and ``memory_limit`` matter only where the model is not piecewise linear;
         - "effective_linear_maps", float: 2^S, S the entropy in bits of the spectrum of Σ_i w_i a_i a_i', with a_i the
           vectorised map of unit norm and w_i the weight of point i: uniform, or each exact region's share of a box. 1 for an
           affine network, c for c orthogonal maps in equal shares. It costs O(n_points), where the linear mapping number costs
@@ -124,14 +127,14 @@ def _reduced(
         if "log_determinant" in of_points and source.n_in != source.n_out:
             raise LmnError(f"log_determinant is of square maps, and these are {source.n_out} x {source.n_in}; leave it out.")
         with progress_bar(source.n_maps, "Jacobians", "map", progress) as bar:
-            values = of_maps(source, of_points, _limit(source, memory_limit), bar.update)
-        found |= {name: _gathered([each], source) for name, each in values.items()}
+            values = of_maps(source, of_points, limit_for_maps(source, memory_limit), bar.update)
+        found |= {name: _gathered(each, source) for name, each in values.items()}
     if "linear_maps" in names:
         found["linear_maps"] = linear_maps(subject, None, backend, memory_limit, threads, progress)
     if "effective_linear_maps" in names:
         source = map_source(subject, backend=backend, threads=threads, progress=progress, of_domain=True)
         with progress_bar(source.n_maps, "Jacobians", "map", progress) as bar:
-            found["effective_linear_maps"] = effective_linear_maps(source, _limit(source, memory_limit), bar.update)
+            found["effective_linear_maps"] = effective_linear_maps(source, limit_for_maps(source, memory_limit), bar.update)
     return {name: found[name] for name in names}
 
 
@@ -146,7 +149,7 @@ class JacobianStatistics:
     largest_spectral_norm : float
         The greatest of those seen: a lower bound of the network's Lipschitz constant where it was looked at.
     linear_maps : int or None
-        None where the model computes in float32 only, or its regions are too many.
+        None where the model is not piecewise linear, or its regions are too many.
     effective_linear_maps : float or None
         None where its matrix would not fit the memory.
     backend, path : str
@@ -185,15 +188,18 @@ def statistics(
     """The statistics of an open subject, and what there is to say of them."""
     started, notes = time.perf_counter(), list[str]()
     source = map_source(subject, backend="auto", threads=threads, progress=progress, of_domain=True, known=known)
-    limit = _limit(source, None)
+    limit = limit_for_maps(source, None)
     with progress_bar(2 * source.n_maps, "Jacobians", "map", progress) as bar:
         values = of_maps(source, ("frobenius_norm", "spectral_norm", "effective_rank"), limit, bar.update)
         means = {name: float(source.weights.to(each.device) @ each.double()) for name, each in values.items()}
         numbers: dict[str, Any] = {}
-        for name, count in (
-            ("effective_linear_maps", lambda: effective_linear_maps(source, limit, bar.update)),
-            ("linear_maps", lambda: linear_maps(subject, known, "auto", None, threads, progress)),
-        ):
+        counts: dict[str, Callable[[], float]] = {
+            "effective_linear_maps": lambda: effective_linear_maps(source, limit, bar.update),
+            "linear_maps": lambda: linear_maps(subject, known, "auto", None, threads, progress),
+        }
+        if piecewise_linear_program(subject) is None:  # nearly every point has a map of its own: nothing to count
+            del counts["linear_maps"]
+        for name, count in counts.items():
             try:
                 numbers[name] = count()
             except LmnError as error:
@@ -205,7 +211,7 @@ def statistics(
         spectral_norm=means["spectral_norm"],
         largest_spectral_norm=float(values["spectral_norm"].max()),
         effective_rank=means["effective_rank"],
-        linear_maps=numbers["linear_maps"],
+        linear_maps=numbers.get("linear_maps"),
         effective_linear_maps=numbers["effective_linear_maps"],
         backend=source.found.backend,
         path=source.found.path,
@@ -219,7 +225,7 @@ def _stored(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """All maps, and their offsets if asked for."""
     source = map_source(subject, backend=backend, threads=threads, progress=progress)
-    limit, n_points = _limit(source, memory_limit), subject.grid.n_points
+    limit, n_points = limit_for_maps(source, memory_limit), subject.grid.n_points
     size = n_points * source.n_out * source.n_in * source.dtype.itemsize
     if size > limit:
         raise LmnError(
@@ -227,19 +233,25 @@ def _stored(
             f"{in_bytes(limit)}; reduce them as they are made (reduce='spectral_norm', say), take fewer points, or raise "
             "memory_limit."
         )
-    maps: list[Tensor] = []
-    c: list[Tensor] = []
+    parts = list(source.parts(source.n_in, limit, reduced=False))
+    maps = None if len(parts) == 1 else source.empty(source.n_out, source.n_in)
+    c = source.empty(source.n_out) if offsets else None
     with progress_bar(source.n_maps, "Jacobians", "map", progress) as bar:
-        for first, last in source.parts(source.n_in, limit, reduced=False):
-            maps.append(source.maps(first, last))
-            if offsets:
-                c.append(source.offsets(first, last, maps[-1]))
+        for first, last in parts:
+            some = source.maps(first, last)
+            if c is not None:
+                c[first:last] = source.offsets(first, last, some)
+            if maps is None:
+                maps = some
+            else:
+                maps[first:last] = some
             bar.update(last - first)
-    return (_gathered(maps, source), _gathered(c, source)) if offsets else _gathered(maps, source)
+    assert maps is not None
+    return (_gathered(maps, source), _gathered(c, source)) if c is not None else _gathered(maps, source)
 
 
-def _gathered(parts: list[Tensor], source: MapSource) -> Tensor:
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+def _gathered(whole: Tensor, source: MapSource) -> Tensor:
+    """Of each map to of each point."""
     if source.gather is None:
         return whole
     if whole.device.type != "cpu":
@@ -254,33 +266,32 @@ def linear_maps(
     if known is not None:
         return known.n_linear_maps
     if piecewise_linear_program(subject) is not None:
-        return find(subject, max_regions=MOST_REGIONS, threads=threads, progress=progress).n_linear_maps
+        try:
+            return find(subject, max_regions=MOST_REGIONS, threads=threads, progress=progress).n_linear_maps
+        except TooManyRegions as error:
+            raise LmnError(
+                f"the network has more than {MOST_REGIONS} activation regions here, too many to compare their maps; take a "
+                "smaller box or samples, or count effective_linear_maps.",
+                short=f"more than {MOST_REGIONS} activation regions",
+            ) from error
     if subject.network.single_inside:
         raise LmnError(
             "the model computes in float32 whatever it is given, and its maps can't be told from their rounding errors; count "
             "effective_linear_maps."
         )
     source = map_source(subject, backend=backend, threads=threads, progress=progress)
-    distinct = DistinctMaps()
+    distinct, example = DistinctMaps(), source.samples(0, min(source.n_maps, CHECKED))
+    largest = float(example.abs().max()) or 1.0
     with progress_bar(source.n_maps, "linear maps", "map", progress) as bar:
-        for first, last in source.parts(4 * source.n_in, _limit(source, memory_limit)):
+        for first, last in source.parts(4 * source.n_in, limit_for_maps(source, memory_limit)):
             a = source.maps(first, last, double=True)
             c = source.offsets(first, last, a)
-            zeros = torch.zeros(len(a), dtype=torch.float64)
-            distinct.add(Maps(*(x.cpu().numpy() for x in (a.flatten(1), c, zeros, zeros))))
+            ax = torch.einsum("nki,ni->nk", a, source.samples(first, last).flatten(1).double())
+            terms = ax.norm(dim=1) + (ax + c).norm(dim=1)  # of which c is a difference
+            columns = a.flatten(1) * largest, c, torch.zeros_like(terms), ROUNDING * terms
+            distinct.add(Maps(*(x.cpu().numpy() for x in columns)))
             bar.update(last - first)
     return len(distinct)
-
-
-def _limit(source: MapSource, memory_limit: float | None) -> int:
-    limit = memory_limit_of(memory_limit, source.device)
-    each = 4 * source.n_out * source.n_in * source.dtype.itemsize
-    if each > limit:
-        raise LmnError(
-            f"one Jacobian of {source.n_out} x {source.n_in}, and what is made of it, takes {in_bytes(each)}, and the memory "
-            f"limit is {in_bytes(limit)}; pick fewer outputs with select=, tap a narrower submodule, or raise memory_limit."
-        )
-    return limit
 
 
 def _names(reduce: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -135,9 +135,10 @@ def local_complexity(
     - of a smooth activation with a kink about zero (GELU, SiLU, ELU, SELU, CELU, softplus, Mish, Hardswish, log-sigmoid), a
       unit whose pre-activation changes sign. That is no bend, and the result says so by ``by_sign``;
     - tanh, the sigmoid, and other activations that bend nowhere in particular have nothing to count: a model with one,
-      wherever it is, is an error.
+      wherever it is, is an error. So is one with a GLU, whose gate is a sigmoid.
 
-    Softmax, normalisation, attention and products are passed through.
+    Softmax, torch's normalisation and attention, and products and quotients of two results, such as gates, are passed through.
+    Of all other operations that are not affine (powers, exp, sqrt, rounding) it is not known where they bend: an error.
 
     Parameters
     ----------
@@ -167,8 +168,9 @@ def local_complexity(
     Raises
     ------
     LmnError
-        An activation without a kink, or one that is not known; a model that could not be traced; more directions than a sample
-        has values; an r that is not above zero, or lost in the rounding of the samples; samples that can't be measured.
+        An activation without a kink, or an operation that is not known; a model that could not be traced; more directions than
+        a sample has values; an r that is not above zero, or lost in the rounding of the samples, or within which something in
+        the model is not finite; samples that can't be measured.
 
     Examples
     --------
@@ -210,6 +212,7 @@ def find(
         problem = _plan(subject, indices, example, steps, threads, bar.update)
         chosen = choose("local_complexity", backend, problem)
         found: Found = chosen.load("local_complexity")(problem)
+    _check_finite(found, indices, r)
     return LocalComplexity(
         counts=found.counts,
         layers=tuple(layer.where for layer in found.layers),
@@ -267,6 +270,16 @@ def _check_vertices(network: Network, example: Tensor, steps: Tensor, r: float) 
     outputs = [network.tail(part.clone()) for part in vertices.reshape(-1, *example.shape[1:]).split(network.batch)]
     if bool(torch.isfinite(_outputs(network, example)).all()) and not bool(torch.isfinite(torch.cat(outputs)).all()):
         raise LmnError(f"the model's output is not finite at r={r:g} from samples at which it is; pass a smaller r.")
+
+
+def _check_finite(found: Found, indices: Tensor, r: float) -> None:
+    off = found.counts < 0
+    if off.any():
+        place, layer = divmod(int(off.argmax()), off.shape[1])
+        raise LmnError(
+            f"what '{found.layers[layer].where}' takes is not finite (NaN or infinity) somewhere within r={r:g} of sample "
+            f"{int(indices[place])}, where the model's output is finite; pass a smaller r, or leave out the sample."
+        )
 
 
 def _plan(

@@ -13,17 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmn.activation_patterns import ActivationPatterns, observe
+from lmn import _core
 from lmn.errors import LmnError
 from lmn.exact_regions import ExactRegions
 from lmn.grid import RegularGrid
 from lmn.kernels.activations import Activation
 from lmn.kernels.patterns.bits import words_of
+from lmn.kernels.patterns.problem import Layout
 from lmn.kernels.program import Program
-from lmn.local_maps import Differentiated, differentiated
+from lmn.local_maps import CHECKED, Differentiated, differentiated
 from lmn.lowering import NotAChain
 from lmn.observed_regions import ObservedRegions
-from lmn.partition import Regions
+from lmn.partition import Array, Regions
+from lmn.progress import progress_bar
 from lmn.regions import find, is_geometric
 from lmn.subject import Subject, spread
 
@@ -45,7 +47,7 @@ class MapSource:
     ----------
     subject : Subject
     found : Differentiated
-    kind : {"points", "patterns", "regions"}
+
     n_maps : int
     weights : Tensor of shape (n_maps,), float64
         The share of the points, or of the domain, that has each; they sum to 1.
@@ -58,7 +60,6 @@ class MapSource:
 
     subject: Subject
     found: Differentiated
-    kind: str
     n_maps: int
     weights: Tensor
     dtype: torch.dtype
@@ -99,13 +100,30 @@ class MapSource:
             a = torch.from_numpy(self.regions.linear_maps.A[first:last])
             return a if double else a.to(self.dtype)
         samples = self.samples(first, last)
-        return _finite(self.found.maps.jacobians(samples.double() if double else samples), first)
+        return self._finite(self.found.maps.jacobians(samples.double() if double else samples), first)
 
     def isometric(self, first: int, last: int) -> Tensor:
         """The maps in coordinates of the inputs in which there are fewer, (n, n_out, n_columns); see ``LocalMaps``."""
         if self.regions is not None:
             return self.maps(first, last)
-        return _finite(self.found.maps.isometric(self.samples(first, last)), first)
+        return self._finite(self.found.maps.isometric(self.samples(first, last)), first)
+
+    def empty(self, *shape: int) -> Tensor:
+        """Room for something of each map."""
+        return torch.empty(self.n_maps, *shape, dtype=self.dtype, device=self.device)
+
+    def _finite(self, maps: Tensor, first: int) -> Tensor:
+        if maps.numel():
+            low, high = torch.aminmax(maps)
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                bad = (~torch.isfinite(maps.flatten(1)).all(1)).nonzero()[:, 0]
+                point = int(bad[0]) + first
+                point = point if self.representatives is None else int(self.representatives[point])
+                raise LmnError(
+                    f"{len(bad)} of {len(maps)} Jacobians are not finite (NaN, infinity), the first at point {point}; is the "
+                    "training diverged, or has an operation (sqrt or norm at zero) no derivative at the point?"
+                )
+        return maps
 
     def offsets(self, first: int, last: int, a: Tensor) -> Tensor:
         """c = f(x) - A x of the maps A, (n, n_out), in float64 where the model can be had in it, and in the dtype of A."""
@@ -142,60 +160,79 @@ def map_source(
         The subject's, if they were found before.
     """
     n_points = subject.grid.n_points
-    example = subject.samples(spread(n_points))
+    example = subject.samples(spread(n_points, CHECKED))
     found = differentiated(subject.network, example, backend, threads)
 
-    def source(kind: str, n_maps: int, weights: Tensor | None = None, **rest: Tensor | ExactRegions | None) -> MapSource:
+    def source(n_maps: int, weights: Tensor | None = None, **rest: Tensor | ExactRegions | None) -> MapSource:
         shares = torch.full((n_maps,), 1 / n_maps, dtype=torch.float64) if weights is None else weights.double()
-        return MapSource(subject, found, kind, n_maps, shares, example.dtype, example.device, **rest)  # type: ignore[arg-type]
+        return MapSource(subject, found, n_maps, shares, example.dtype, example.device, **rest)  # type: ignore[arg-type]
 
     shared = shared and backend == "auto" and found.path != "whole model" and example.device.type == "cpu"
-    regions = _regions(subject, n_points, threads, of_domain, known) if shared and found.path == "chain" else None
+    regions = _regions(subject, found, threads, of_domain, known) if shared else None
     if regions is not None:
         volumes = torch.from_numpy(regions.volumes)
         labels = None if of_domain else regions.labels(cast(RegularGrid, subject.grid).counts, ends=True)
         gather = None if labels is None else torch.from_numpy(labels).flatten()
-        return source("regions", regions.count, volumes / volumes.sum(), gather=gather, regions=regions)
-    patterns = (
-        _patterns(subject, found, threads, of_domain, known, progress) if shared and n_points >= _WORTH_PATTERNS else None
+        return source(regions.count, volumes / volumes.sum(), gather=gather, regions=regions)
+    repeated = (
+        _patterns(subject, found, example, threads, of_domain, known, progress)
+        if shared and n_points >= _WORTH_PATTERNS
+        else None
     )
-    if patterns is not None:
-        return source(
-            "patterns",
-            len(patterns.counts),
-            torch.from_numpy(patterns.counts / n_points),
-            gather=None if patterns.ids is None else torch.from_numpy(patterns.ids),
-            representatives=torch.from_numpy(patterns.first),
-        )
-    return source("points", n_points)
+    if repeated is not None:
+        representatives, counts, gather = repeated
+        weights = torch.from_numpy(counts / n_points)
+        return source(len(counts), weights, gather=gather, representatives=torch.from_numpy(representatives))
+    return source(n_points)
 
 
-def _regions(subject: Subject, n_points: int, threads: int, of_domain: bool, known: Regions | None) -> ExactRegions | None:
+def _regions(
+    subject: Subject, found: Differentiated, threads: int, of_domain: bool, known: Regions | None
+) -> ExactRegions | None:
     """The regions of a box, where they are known or worth a search; else None."""
     grid = subject.grid
     if not isinstance(grid, RegularGrid) or grid.kind != "box" or not is_geometric(subject):
         return None
-    if isinstance(known, ExactRegions):
-        return known
+    regions = known if isinstance(known, ExactRegions) else None
+    if regions is None:
+        # A chain's are found faster than its points are run; others only where they are asked for.
+        worth = of_domain or (found.path == "chain" and grid.n_points >= _WORTH_REGIONS)
+        if not worth or not _is_piecewise_linear(subject):
+            return None
+        try:
+            most = MOST_REGIONS if of_domain else grid.n_points
+            regions = cast(ExactRegions, find(subject, max_regions=most, threads=threads, progress=False))
+        except LmnError:  # more of them than points
+            return None
+    return regions if _have_the_derivatives(regions, subject, found) else None
+
+
+def _is_piecewise_linear(subject: Subject) -> bool:
     steps = subject.network.chain()
-    if isinstance(steps, NotAChain) or not all(step.piecewise_linear for step in steps if isinstance(step, Activation)):
-        return None
-    if not of_domain and n_points < _WORTH_REGIONS:
-        return None
-    try:
-        found = find(subject, max_regions=MOST_REGIONS if of_domain else n_points, threads=threads, progress=False)
-    except LmnError:  # more of them than points
-        return None
-    assert isinstance(found, ExactRegions)
-    return found
+    if isinstance(steps, NotAChain):
+        return piecewise_linear_program(subject) is not None
+    return all(step.piecewise_linear for step in steps if isinstance(step, Activation))
+
+
+def _have_the_derivatives(regions: ExactRegions, subject: Subject, found: Differentiated) -> bool:
+    """Whether the maps are also the model's derivatives, in some regions: parts of it may be detached."""
+    some = spread(regions.count).numpy()
+    inputs = torch.from_numpy(regions.inputs(regions.points[some]))
+    expected = found.maps.jacobians(inputs if not subject.network.single_inside else subject.like_model(inputs))
+    a = torch.from_numpy(regions.linear_maps.A[some])
+    return bool(torch.allclose(a, expected.double(), rtol=1e-3, atol=1e-3 * float(a.abs().max())))
 
 
 def _patterns(
-    subject: Subject, found: Differentiated, threads: int, of_domain: bool, known: Regions | None, progress: bool
-) -> ActivationPatterns | None:
-    """The distinct patterns at the points, where the network is piecewise linear and they are worth a look; else None."""
-    if of_domain and isinstance(known, ObservedRegions):
-        return known.found
+    subject: Subject,
+    found: Differentiated,
+    example: Tensor,
+    threads: int,
+    of_domain: bool,
+    known: Regions | None,
+    progress: bool,
+) -> tuple[Array, Array, Tensor | None] | None:
+    """A point of each distinct map, how many have it, and which each point has; None where patterns are not worth a look."""
     is_chain = found.path == "chain"
     # A kernel that knows the chain takes a sweep in about the time in which torch takes a forward pass.
     if is_chain and min(found.n_in, found.n_out) < _WORTH_SWEEPS:
@@ -203,10 +240,31 @@ def _patterns(
     program = piecewise_linear_program(subject)
     if program is None or (is_chain and not _repeated(program, subject, threads)):
         return None
-    _, patterns = observe(
-        subject, backend="auto", ids=not of_domain, verify=False, exhaustive=not of_domain, threads=threads, progress=progress
-    )
-    return patterns
+    if of_domain and isinstance(known, ObservedRegions):
+        first, on_edges = known.first, np.zeros(known.count, dtype=bool)
+        words_of(program, subject.samples(torch.from_numpy(first)), threads, on_edges)
+        if not on_edges.any():
+            return first, known.counts, None
+    return _distinct(program, subject, example, threads, progress)
+
+
+def _distinct(program: Program, subject: Subject, example: Tensor, threads: int, progress: bool) -> tuple[Array, Array, Tensor]:
+    """As by their patterns, but for points on the edge of theirs: torch's slopes there are another map, each its own."""
+    n_points = subject.grid.n_points
+    ids, on_edges = np.empty(n_points, dtype=np.int64), np.zeros(n_points, dtype=bool)
+    seen = _core.PatternSet(Layout.of(program).n_words, False)
+    batch = max(1, min(_LARGEST_PART, _PART_BYTES // (example.element_size() * program.widest)))
+    with torch.no_grad(), progress_bar(n_points, "patterns", "point", progress) as bar:
+        for first in range(0, n_points, batch):
+            part = slice(first, min(first + batch, n_points))
+            indices = np.arange(part.start, part.stop)
+            words = words_of(program, subject.samples(torch.from_numpy(indices)), threads, on_edges[part])
+            seen.insert(words, indices, None, threads, ids[part])
+            bar.update(len(indices))
+    words, _, _ = seen.take(ids)
+    ids[on_edges] = len(words) + np.arange(int(on_edges.sum()))
+    _, representatives, gather, counts = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
+    return representatives, counts, torch.from_numpy(gather)
 
 
 def piecewise_linear_program(subject: Subject) -> Program | None:
@@ -224,15 +282,3 @@ def _repeated(program: Program, subject: Subject, threads: int) -> bool:
         return False
     words = words_of(program, subject.samples(spread(n_points, _PROBED)), threads)
     return len(np.unique(words, axis=0)) * _REPEATED <= len(words)
-
-
-def _finite(maps: Tensor, first: int) -> Tensor:
-    if maps.numel():
-        low, high = torch.aminmax(maps)
-        if not bool(torch.isfinite(low) & torch.isfinite(high)):
-            bad = (~torch.isfinite(maps.flatten(1)).all(1)).nonzero()[:, 0]
-            raise LmnError(
-                f"{len(bad)} of {len(maps)} Jacobians are not finite (NaN, infinity), the first number {int(bad[0]) + first}; "
-                "is the training diverged, or has an operation (sqrt or norm at zero) no derivative at the point?"
-            )
-    return maps

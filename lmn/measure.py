@@ -61,7 +61,7 @@ def measure(
         from there to the model's output. Needed where inputs are integers. Default: the inputs themselves.
     metrics : sequence of {"lmn", "regions", "jacobians", "local_complexity"}, optional
         What to measure. Default: "lmn" and "regions". What does not apply is None, and ``notes`` has the reason.
-        "jacobians" are statistics of all points, or of all exact regions (:class:`lmn.jacobians.JacobianStatistics`);
+        "jacobians" are statistics of all points, or of all exact regions (:class:`lmn.JacobianStatistics`);
         "local_complexity" is :func:`lmn.local_complexity` with its defaults, at up to ``max_points`` points.
     select : callable, optional
         Picks a tensor with the batch first from the model's output, e.g. ``lambda out: out.logits[:, -1]``. Not needed for
@@ -129,9 +129,11 @@ def measure(
         if "local_complexity" in wanted:
             crossings, said = _local_complexity(subject, indices, threads, progress)
             notes += said
-    if indices is not None and found is not None:
+    sampled = [name for name, part in (("LMN", found), ("local complexity", crossings)) if part is not None]
+    if indices is not None and sampled:
         notes.append(
-            f"the LMN of a random sample of {len(indices)} of the grid's {points.n_points} points (max_points), not of the grid"
+            f"the {' and the '.join(sampled)} of a random sample of {len(indices)} of the grid's {points.n_points} points "
+            "(max_points), not of the grid"
         )
     return Measurement(
         n_points=points.n_points,
@@ -140,12 +142,14 @@ def measure(
         local_complexity=crossings,
         path=found.path if found is not None else subject.network.path,
         notes=tuple(notes),
-        **_of_connectivity(found, indices, connectivity, m),
+        n_sampled=len(indices) if indices is not None and sampled else None,
+        indices=indices if sampled else None,
+        **_of_connectivity(found, connectivity, m),
         elapsed=time.perf_counter() - started,
     )
 
 
-def _of_connectivity(found: Computed | None, indices: Tensor | None, keep: bool, m: int) -> dict[str, Any]:
+def _of_connectivity(found: Computed | None, keep: bool, m: int) -> dict[str, Any]:
     """What a measurement says of the linear connectivity."""
     if found is None:
         return {}
@@ -155,10 +159,8 @@ def _of_connectivity(found: Computed | None, indices: Tensor | None, keep: bool,
     return {
         "lmn": float(np.exp2(complexity)),
         "nonlinear_complexity": complexity,
-        "n_sampled": len(indices) if indices is not None else None,
         "eigenvalues": eigenvalues,
         "connectivity": matrix,
-        "indices": indices,
         "m": m,
         "backend": found.backend,
         "dtype": found.dtype,

@@ -35,7 +35,8 @@ class Measurement:
     n_points : int
         Points of the grid.
     n_sampled : int or None
-        How many of them were drawn at random, where the grid has more than ``max_points``: the LMN is that of the sample.
+        How many of them were drawn at random, where the grid has more than ``max_points``: the LMN and the local complexity
+        are those of the sample.
     eigenvalues : ndarray of shape (n_points or n_sampled,), float64, or None
         Of the connectivity matrix, descending.
     connectivity : Tensor of shape (n_points, n_points) or (n_sampled, n_sampled), or None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from lmn.errors import LmnError
+
+if TYPE_CHECKING:
+    from lmn.map_source import MapSource
 
 _SHARE = 0.5  # of what is free
 _LEAST = 1 << 20
@@ -18,9 +23,22 @@ def memory_limit_of(limit: Any, device: torch.device) -> int:
     """Bytes that a caller allows, or half of what is free."""
     if limit is None:
         return max(_LEAST, int(_SHARE * _free(device)))
-    if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= _LEAST:
-        raise LmnError(f"memory_limit is a number of bytes, at least {_LEAST} (a MiB); got {limit!r}.")
+    number = isinstance(limit, int | float | np.integer | np.floating) and not isinstance(limit, bool)
+    if not number or not _LEAST <= limit < math.inf:
+        raise LmnError(f"memory_limit is a number of bytes, at least {_LEAST} (a MiB) and finite; got {limit!r}.")
     return int(limit)
+
+
+def limit_for_maps(source: MapSource, limit: Any) -> int:
+    """The same, where one map of a source, and what is made of it, has to fit."""
+    allowed = memory_limit_of(limit, source.device)
+    each = 4 * source.n_out * source.n_in * source.dtype.itemsize
+    if each > allowed:
+        raise LmnError(
+            f"one Jacobian of {source.n_out} x {source.n_in}, and what is made of it, takes {in_bytes(each)}, and the memory "
+            f"limit is {in_bytes(allowed)}; pick fewer outputs with select=, tap a narrower submodule, or raise memory_limit."
+        )
+    return allowed
 
 
 def in_bytes(n: float) -> str:

@@ -25,7 +25,7 @@ from lmn.subject import Subject, spread
 # A share of the points that have a region of their own from which a count measures the sample more than the network.
 _NEARLY_EVERY = 0.9
 
-_ROUNDING = 1e-12  # of the terms of c, which is f(x) - A x
+ROUNDING = 1e-12  # of the terms of c, which is f(x) - A x
 _PROBED = 64  # points at which terms are looked at
 _REGIONS_AT_A_TIME = 1024  # that are looked at again
 
@@ -159,7 +159,7 @@ class ObservedRegions(Regions):
         ax = np.einsum("nki,ni->nk", a, flat)
         terms = np.linalg.norm(ax, axis=1) + np.linalg.norm(ax + c, axis=1)  # of which c is a difference
         error = np.full(self.count, RELATIVE_TOLERANCE * output_terms(sizes).a)
-        return Maps(a.reshape(self.count, -1) * largest, c, error, np.maximum(error, _ROUNDING * terms))
+        return Maps(a.reshape(self.count, -1) * largest, c, error, np.maximum(error, ROUNDING * terms))
 
     def locate(self, inputs: Any) -> np.ndarray[Any, Any]:
         """The regions of points, shape (n, ...), as (n,) int64; -1 for one whose pattern was not seen."""

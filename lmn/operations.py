@@ -99,6 +99,9 @@ SMOOTH = {
 }
 
 
+_ALIASES = {"clip": "clamp", "absolute": "abs"}
+
+
 def name_of(node: fx.Node, module: nn.Module | None) -> str:
     """torch's name of what a node does: a module's class, or a function's name without a trailing underscore."""
     if module is not None:
@@ -106,7 +109,8 @@ def name_of(node: fx.Node, module: nn.Module | None) -> str:
     target = node.target
     packet = getattr(target, "overloadpacket", target)
     name = target if isinstance(target, str) else getattr(packet, "__name__", str(packet))
-    return name if name.startswith("_") else name.rstrip("_")
+    name = name if name.startswith("_") else name.rstrip("_")
+    return _ALIASES.get(name, name)
 
 
 def is_plain(module: nn.Module, but_for_torchs: bool = False) -> bool:

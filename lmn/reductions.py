@@ -11,11 +11,6 @@ from lmn.errors import LmnError
 from lmn.map_source import MapSource
 from lmn.memory import in_bytes
 
-# Of each point, (n,), from the squared singular values in descending order, (n, k), float64.
-_OF_SQUARES: dict[str, Callable[[Tensor], Tensor]] = {
-    "spectral_norm": lambda squares: squares[:, 0].sqrt(),
-    "effective_rank": lambda squares: _effective_number(squares),
-}
 OF_POINTS = (
     *("frobenius_norm", "spectral_norm", "singular_values", "effective_rank", "participation_ratio", "log_determinant"),
 )
@@ -35,7 +30,7 @@ def of_maps(
             for name, values in _of_part(source.isometric(first, last), isometric, min(source.n_out, source.n_in)).items():
                 out[name].append(values.to(source.dtype))
         if "log_determinant" in names:
-            out["log_determinant"].append(torch.linalg.slogdet(source.maps(first, last).double()).logabsdet.to(source.dtype))
+            out["log_determinant"].append(_log_determinant(source, first, last).to(source.dtype))
         progress(last - first)
     return {name: torch.cat(parts) for name, parts in out.items()}
 
@@ -46,20 +41,55 @@ def _of_part(maps: Tensor, names: list[str], rank: int) -> dict[str, Tensor]:
     if "singular_values" in names:
         values = torch.linalg.svdvals(maps.double())
         found["singular_values"] = torch.nn.functional.pad(values, (0, rank - values.shape[1]))
-    if "frobenius_norm" in names:
-        found["frobenius_norm"] = torch.linalg.vector_norm(maps.flatten(1), dim=1)
-    wanted = [name for name in names if name in _OF_SQUARES]
-    if "participation_ratio" not in names and not wanted:
+    if names == ["singular_values"]:
         return found
-    gram = _gram(maps)
+    scaled, factor = of_a_size(maps)
+    if "frobenius_norm" in names:
+        found["frobenius_norm"] = torch.linalg.vector_norm(scaled.flatten(1), dim=1).double() / factor
+    of_eigenvalues = "spectral_norm" in names or "effective_rank" in names
+    if "participation_ratio" not in names and not of_eigenvalues:
+        return found
+    gram = _gram(scaled)
     total = gram.diagonal(dim1=1, dim2=2).sum(1)
     if "participation_ratio" in names:
         fourth = gram.square().sum((1, 2))
         found["participation_ratio"] = torch.where(total > 0, total.square() / fourth.clamp(min=1e-300), 0.0)
-    if wanted:
+    if of_eigenvalues:
         eigenvalues = total[:, None] if gram.shape[1] == 1 else torch.linalg.eigvalsh(gram).flip(1).clamp(min=0)
-        found |= {name: _OF_SQUARES[name](eigenvalues) for name in wanted}
+        if "spectral_norm" in names:
+            found["spectral_norm"] = eigenvalues[:, 0].sqrt() / factor
+        if "effective_rank" in names:
+            found["effective_rank"] = _effective_number(eigenvalues)
     return found
+
+
+def of_a_size(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps, (n, n_out, n_columns), whose squares are numbers: tiny and huge ones each times a power of two, others as they are.
+
+    Returns
+    -------
+    maps : Tensor of the maps' shape and dtype
+    factor : Tensor of shape (n,), float64
+        What each was multiplied by; exactly, down to bits that its largest entry is far from having.
+    """
+    tiny = torch.finfo(maps.dtype).tiny
+    small = tiny**0.125
+    norms = torch.linalg.vector_norm(maps.flatten(1), dim=1)  # a fast pass, by which extreme maps are known
+    extreme = ~((norms > small) & (norms < 1 / small))
+    factor = torch.ones_like(norms)
+    if maps[0].numel() and bool(extreme.any()):
+        largest = maps[extreme].flatten(1).abs().amax(1).clamp(tiny, 0.25 / tiny)  # where the factor is a normal number
+        factor[extreme] = torch.frexp(largest).mantissa / largest
+        maps = maps * factor[:, None, None]
+    return maps, factor.double()
+
+
+def _log_determinant(source: MapSource, first: int, last: int) -> Tensor:
+    """log |det A| of some square maps, (n,), float64; -inf where A is singular but for the rounding of its entries."""
+    values = torch.linalg.svdvals(source.maps(first, last).double())
+    dtype = torch.float32 if source.subject.network.single_inside else source.dtype
+    rounding = torch.finfo(dtype).eps * source.n_in * values[:, 0]
+    return torch.where(values[:, -1] <= rounding, -torch.inf, values.log().sum(1))
 
 
 def _gram(maps: Tensor) -> Tensor:
@@ -91,7 +121,7 @@ def effective_linear_maps(source: MapSource, memory_limit: int, progress: Callab
 
 def _units(source: MapSource, first: int, last: int) -> Tensor:
     """sqrt(w_i) a_i of some maps, (n, n_out * n_columns)."""
-    a = source.isometric(first, last).flatten(1)
+    a = of_a_size(source.isometric(first, last))[0].flatten(1)
     norms = torch.linalg.vector_norm(a, dim=1, dtype=torch.float64)
     scale = torch.where(norms > 0, source.weights[first:last].to(a.device).sqrt() / norms.clamp(min=1e-300), 0.0)
     return a * scale.to(a.dtype)[:, None]
@@ -100,7 +130,7 @@ def _units(source: MapSource, first: int, last: int) -> Tensor:
 def _by_entries(source: MapSource, memory_limit: int, progress: Callable[[int], object]) -> Tensor:
     """Σ_i w_i a_i a_i', as large as a map has entries, squared."""
     size = source.n_out * source.n_columns
-    _check_fits(8 * size * size, memory_limit, f"the {size} x {size} matrix of the maps' entries")
+    _check_fits(size, memory_limit, "entries")
     total = torch.zeros(size, size, dtype=torch.float64, device=source.device)
     for first, last in source.parts(source.n_columns, memory_limit):
         rows = _units(source, first, last)
@@ -110,24 +140,35 @@ def _by_entries(source: MapSource, memory_limit: int, progress: Callable[[int], 
 
 
 def _by_maps(source: MapSource, memory_limit: int, progress: Callable[[int], object]) -> Tensor:
-    """sqrt(w_i w_j) a_i · a_j, as large as there are maps, squared: panels of maps against each other."""
-    n = source.n_maps
-    _check_fits(8 * n * n, memory_limit, f"the {n} x {n} matrix of the maps' products")
+    """sqrt(w_i w_j) a_i · a_j, as large as there are maps, squared: on and below the diagonal, which is what eigvalsh reads.
+
+    Panels of maps are held against all later ones, of which a few are computed at a time. A quarter of the memory is for both:
+    where all maps fit, which is usual, each is computed once.
+    """
+    n, size = source.n_maps, source.n_out * source.n_columns
+    _check_fits(n, memory_limit, "products")
     gram = torch.zeros(n, n, dtype=torch.float64, device=source.device)
-    panels = list(source.parts(source.n_columns, memory_limit))
-    for number, (top, bottom) in enumerate(panels):
-        rows = _units(source, top, bottom)
-        for left, right in panels[number:]:
-            columns = rows if left == top else _units(source, left, right)
-            products = (rows @ columns.mT).double()
-            gram[top:bottom, left:right], gram[left:right, top:bottom] = products, products.mT
-        progress(bottom - top)
+    few = next(last for _, last in source.parts(source.n_columns, memory_limit // 4))
+    held = max(1, memory_limit // (4 * size * source.dtype.itemsize) - few)
+    held = n if n <= held else max(few, held // few * few)  # the same parts whatever the panels
+    for top in range(0, n, held):
+        bottom = min(top + held, n)
+        panel = torch.empty(bottom - top, size, dtype=source.dtype, device=source.device)
+        for first in range(top, n, few):
+            last = min(first + few, n)
+            rows = _units(source, first, last)
+            if first < bottom:
+                panel[first - top : last - top] = rows
+            gram[first:last, top : min(last, bottom)] = rows @ panel[: last - top].mT
+            if first < bottom:
+                progress(last - first)
     return gram
 
 
 def _check_fits(size: int, memory_limit: int, what: str) -> None:
-    if size > memory_limit:
+    needed = 2 * 8 * size * size  # the eigenvalues are found in a copy
+    if needed > memory_limit:
         raise LmnError(
-            f"{what} takes {in_bytes(size)}, and the memory limit is {in_bytes(memory_limit)}; take fewer points, fewer "
-            "outputs (select=), or raise memory_limit."
+            f"the {size} x {size} matrix of the maps' {what}, and a copy of it, take {in_bytes(needed)}, and the memory limit "
+            f"is {in_bytes(memory_limit)}; take fewer points, fewer outputs (select=), or raise memory_limit."
         )

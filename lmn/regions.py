@@ -26,6 +26,10 @@ from lmn.selection import Select
 from lmn.subject import Subject, spread
 
 
+class TooManyRegions(LmnError):  # noqa: N818 - its users see an LmnError
+    """More regions than were allowed."""
+
+
 def regions(
     model: nn.Module,
     grid: Any,
@@ -146,7 +150,7 @@ def _exact(subject: Subject, backend: str, max_regions: int, threads: int, start
     run = choose("regions", backend, problem).load("regions")
     found: Subdivision = run(problem)
     if not found.complete:
-        raise LmnError(
+        raise TooManyRegions(
             f"the network has more than max_regions = {max_regions} activation regions here ({found.n_regions} were found "
             "before the search was given up); take a smaller domain, or raise max_regions (each takes some hundred bytes, of "
             "convolutional and residual networks some thousand)."

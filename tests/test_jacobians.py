@@ -151,6 +151,17 @@ def test_slopes_are_torchs_also_where_pieces_meet(name: str, dtype: torch.dtype)
     np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("act", [nn.SiLU, nn.GELU, nn.ELU, nn.Softplus, nn.Mish, nn.Sigmoid, nn.SELU])
+def test_small_slopes_keep_their_digits_in_float32(act: type[nn.Module]) -> None:
+    model = mlp(4, 16, 3, act=act)
+    with torch.no_grad():
+        model[0].bias.fill_(-6)
+    x = torch.randn(50, 4)
+    expected = torch.func.vmap(torch.func.jacrev(copy.deepcopy(model).double()))(x.double()).detach()
+    got = lmn.jacobians(model, x, backend="cpp", progress=False).double()
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+
+
 def test_a_nan_is_not_hidden_by_a_slope() -> None:
     for name in ACTIVATIONS:
         act = activation(name, **({"weight": torch.tensor([0.25])} if name == "prelu" else PARAMETERS.get(name, {})))
@@ -292,7 +303,7 @@ def test_a_small_memory_limit_changes_no_number() -> None:
     model, x = mlp(64, 50, 10, act=nn.SiLU).double(), torch.randn(300, 64, dtype=torch.float64)
     names = ("spectral_norm", "linear_maps", "effective_linear_maps")
     whole = lmn.jacobians(model, x, reduce=names, progress=False)
-    parts = lmn.jacobians(model, x, reduce=names, memory_limit=1 << 20, progress=False)
+    parts = lmn.jacobians(model, x, reduce=names, memory_limit=1 << 21, progress=False)
     torch.testing.assert_close(parts["spectral_norm"], whole["spectral_norm"])
     assert parts["linear_maps"] == whole["linear_maps"] == 300
     assert parts["effective_linear_maps"] == pytest.approx(whole["effective_linear_maps"])
@@ -316,6 +327,90 @@ def test_zero_maps_have_no_rank() -> None:
     found = lmn.jacobians(model, torch.randn(5, 2, dtype=torch.float64), reduce=names, progress=False)
     assert all(not found[name].any() for name in names[:3])
     assert found["effective_linear_maps"] == 1
+
+
+def test_the_weights_of_a_boxs_regions_are_their_areas() -> None:
+    """(relu(x - 0.9), relu(0.9 - x)) has two orthogonal maps, in shares of 0.1 and 0.9 of [0, 1], on any grid of it."""
+    model = nn.Sequential(nn.Linear(1, 2), nn.ReLU()).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        model[0].bias.copy_(torch.tensor([-0.9, 0.9], dtype=torch.float64))
+    share = np.array([0.1, 0.9])
+    expected = np.exp2(-(share * np.log2(share)).sum())
+    for n in (3, 50):
+        found = lmn.jacobians(model, lmn.box([0], [1], n), reduce="effective_linear_maps", progress=False)
+        assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_network_that_is_no_chain_weighs_its_regions_too() -> None:
+    chain = mlp(2, 12, 2).double()
+
+    class NoChain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.chain = chain
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.chain(x) + 0 * x
+
+    grid = lmn.box([-1, -1], [1, 1], 4)
+    numbers = [
+        lmn.jacobians(model, grid, reduce="effective_linear_maps", progress=False) for model in (chain, NoChain().double())
+    ]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-9)
+
+
+def test_linear_maps_of_a_model_that_can_not_be_traced_are_told_from_rounding() -> None:
+    class Untraced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) + 1e9 if float(x.sum()) < 1e30 else x
+
+    torch.manual_seed(0)
+    model, x = Untraced().double(), torch.randn(200, 3, dtype=torch.float64)
+    assert lmn.jacobians(model, x, reduce="linear_maps", progress=False) == 1
+
+
+# ---- points exactly where pieces meet ----------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """Not a chain, so that patterns are looked at first."""
+
+    def __init__(self, bend: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.bend = nn.Linear(4, 3), bend
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.bend(x)) + 0.5 * self.linear(x)
+
+
+def largest_of_pairs(x: Tensor) -> Tensor:
+    return x.unflatten(1, (2, 2)).amax(2).repeat(1, 2)
+
+
+@pytest.mark.parametrize("bend", [torch.abs, lambda x: x.clamp(0, 1), functional.softshrink, largest_of_pairs])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_point_on_an_edge_does_not_lend_its_slope_to_others(bend: Callable[[Tensor], Tensor], flip: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Residual(bend).double(), torch.randint(-2, 3, (300, 4)).double() / 2
+    x[0] = 0
+    x[100:200] += torch.rand(100, 4, dtype=torch.float64) / 3
+    x = x.flip(0) if flip else x
+    expected = torch.stack([torch.autograd.functional.jacobian(lambda s: model(s[None])[0], sample) for sample in x])
+    torch.testing.assert_close(lmn.jacobians(model, x, progress=False), expected, rtol=0, atol=1e-12)
+
+
+def test_a_point_on_an_edge_in_a_chain_with_few_patterns() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Hardtanh(0, 1), nn.Linear(4, 4)).double()
+    x = torch.randint(-1, 2, (9000, 4)).double() * 0.9
+    x[0] = 0
+    expected = torch.func.vmap(torch.func.jacrev(model))(x)
+    torch.testing.assert_close(lmn.jacobians(model, x, progress=False), expected, rtol=0, atol=1e-12)
 
 
 # ---- alignment --------------------------------------------------------------------------------------------------------------
@@ -428,6 +523,44 @@ def test_the_model_is_left_as_it_was() -> None:
 # ---- bad input --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("at", [0, 7])
+def test_a_jacobian_that_is_not_finite_where_derivatives_are_compared(at: int) -> None:
+    x = torch.randn(60, 3)
+    x[at] = 0
+    for call in (lmn.jacobians, lmn.jacobian_alignment):
+        with pytest.raises(lmn.LmnError, match=f"the first at point {at}; is the training diverged"):
+            call(Root(), x, progress=False)
+
+
+class TwoScales(nn.Module):
+    """A large smooth output beside a small one that is rounded, with gradients passed through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([1e4 * self.first(x), Straight.apply(3 * self.second(x))], dim=1)
+
+
+def test_a_small_output_beside_a_large_one_keeps_its_own_derivative() -> None:
+    torch.manual_seed(0)
+    model, x = TwoScales().double(), torch.randn(20, 3, dtype=torch.float64)
+    expected = torch.stack([torch.autograd.functional.jacobian(lambda s: model(s[None])[0], sample) for sample in x])
+    torch.testing.assert_close(lmn.jacobians(model, x, progress=False), expected, rtol=1e-9, atol=0)
+
+
+class Looked(nn.Module):
+    """Looks its largest input up in a table, whose weights have gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(x.argmax(1))
+
+
 class Root(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.abs().sum(1, keepdim=True).sqrt()
@@ -457,6 +590,7 @@ def over_the_batch() -> nn.Module:
     [
         (Largest(), {}, "dtype torch.int64; pick a real-valued one"),
         (Step(), {}, "the output has no derivative"),
+        (Looked(), {}, "the output has no derivative"),
         (Across(), {}, "changes with the batch it is in"),
         (over_the_batch(), {}, "not on one"),
         (nn.Linear(3, 2), {"reduce": "norm"}, "reduce is a name, or a sequence of names, out of"),
@@ -467,7 +601,7 @@ def over_the_batch() -> nn.Module:
         (nn.Linear(3, 2), {"backend": "gpu"}, "there is no backend 'gpu' for jacobians"),
         (nn.Linear(3, 200_000), {"memory_limit": 1 << 20}, "one Jacobian of 200000 x 3"),
         (nn.Linear(3, 2000), {"memory_limit": 1 << 20}, "2000 x 3 take 1.4 MiB, and the memory limit is 1.0 MiB; reduce them"),
-        (Root(), {}, "1 of 60 Jacobians are not finite .*the first number 7"),
+        (Root(), {}, "1 of 60 Jacobians are not finite .*the first at point 7"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
@@ -478,6 +612,39 @@ def test_what_has_no_jacobians_is_refused(model: nn.Module, options: dict[str, o
     with pytest.raises(lmn.LmnError, match=message):
         lmn.jacobians(model, x, progress=False, **options)
     assert model.training
+
+
+def test_a_measurement_has_the_statistics_and_says_what_does_not_apply() -> None:
+    model, grid = mlp(2, 20, 3), lmn.box([-1, -1], [1, 1], 9)
+    names = ("regions", "jacobians", "local_complexity")
+    found = lmn.measure(model, grid, metrics=names, progress=False)
+    assert found.lmn is None
+    assert found.jacobians is not None
+    assert found.regions is not None
+    assert found.local_complexity is not None
+    norms = np.linalg.norm(found.regions.linear_maps.A, ord=2, axis=(1, 2))
+    share = found.regions.volumes / found.regions.volumes.sum()
+    assert found.jacobians.spectral_norm == pytest.approx(norms @ share, rel=1e-5)
+    assert found.jacobians.largest_spectral_norm == pytest.approx(norms.max(), rel=1e-5)
+    assert found.jacobians.linear_maps == found.regions.n_linear_maps
+    effective = lmn.jacobians(model, grid, reduce="effective_linear_maps", progress=False)
+    assert found.jacobians.effective_linear_maps == pytest.approx(effective)
+    numbers = found.to_dict()
+    assert {"exact_regions", "jacobian_spectral_norm", "effective_linear_maps", "local_complexity"} <= set(numbers)
+    assert "local complexity with 2 directions: there are 2 inputs" in found.notes
+    smooth = lmn.measure(mlp(2, 20, 3, act=nn.Tanh), grid, metrics=names, progress=False)
+    assert (smooth.regions, smooth.local_complexity) == (None, None)
+    assert smooth.jacobians is not None
+    assert smooth.jacobians.linear_maps is None
+    assert [note.partition(":")[0] for note in smooth.notes] == ["no regions", "no local complexity"]
+
+
+def test_a_sampled_local_complexity_says_so() -> None:
+    found = lmn.measure(mlp(3, 8, 2), torch.randn(50, 3), metrics=("local_complexity",), max_points=20, progress=False)
+    assert found.n_sampled == 20
+    assert found.local_complexity is not None
+    assert len(found.local_complexity.counts) == 20
+    assert any("the local complexity of a random sample of 20" in note for note in found.notes)
 
 
 def test_alignment_needs_something_to_compare() -> None:

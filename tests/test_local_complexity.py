@@ -568,6 +568,7 @@ EASY = mlp((4, 8, 2)).float()
         (nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)), X[:, None], {}, "TransformerEncoderLayer"),
         (Clamps(), X, {}, r"where 'clamp' \(clamp\) bends is not known, with these arguments"),
         (ByHand(), X, {}, r"where 'gt' \(gt\) bends is not known"),
+        (nn.Sequential(nn.Linear(4, 2), nn.GLU()), X, {}, r"'1' \(GLU\) has no kink"),
         (with_hook(), X, {}, r"where '1' \(ReLU\) bends is not known, .* with hooks"),
         (BatchElsewhere(), X, {}, "what 'relu' takes does not have the batch first"),
         (LooksAtValues(), X, {}, "could not be traced, so its activations are not seen.*The tracers said"),
@@ -577,6 +578,208 @@ EASY = mlp((4, 8, 2)).float()
 def test_an_error_says_what_to_do(model: nn.Module, samples: Tensor, options: dict[str, Any], message: str) -> None:
     with pytest.raises(lmn.LmnError, match=message):
         found(model, samples, **{"n_directions": 4} | options)
+
+
+class Between(nn.Module):
+    """A function between two layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.function = nn.Linear(6, 8), nn.Linear(8, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.b(self.function(self.a(x))))
+
+
+NOT_KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
+    "_threshold": lambda h: functional.threshold(h, 0.0, 0.0),
+    "fmod": lambda h: torch.fmod(h, 1.0),
+    "remainder": lambda h: torch.remainder(h, 1.0),
+    **{
+        name: getattr(torch, name) for name in ("frac", "sgn", "sign", "floor", "square", "exp", "sinh", "cosh", "tan", "asinh")
+    },
+    **{name: getattr(torch, name) for name in ("log", "sqrt", "rsqrt", "reciprocal", "acosh", "atanh", "erfc", "nan_to_num")},
+    "copysign": lambda h: torch.copysign(torch.ones_like(h), h),
+    "cummax": lambda h: torch.cummax(h, 1).values,
+    "cummin": lambda h: torch.cummin(h, 1).values,
+    "pow": lambda h: h**2,
+    "mul": lambda h: h * h,
+    "logaddexp": lambda h: torch.logaddexp(h, 2 * h),
+    "logsumexp": lambda h: h + torch.logsumexp(h, 1, keepdim=True),
+    "bucketize": lambda h: h + torch.bucketize(h, torch.tensor([0.0, 1.0])),
+    "truediv": lambda h: 1 / h,
+    "div": lambda h: torch.div(h, 0.1, rounding_mode="floor"),
+    "to": lambda h: h.to(torch.int64) + 0.5 * h,
+    "abs": lambda h: torch.fft.fft(h).abs(),
+    "argmax": lambda h: h + h.argmax(1, keepdim=True),
+    "prod": lambda h: h + h.prod(1, keepdim=True),
+    "norm": lambda h: h / h.norm(dim=1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", NOT_KNOWN)
+def test_what_is_not_known_is_never_passed_through(name: str) -> None:
+    torch.manual_seed(0)
+    model = Between(NOT_KNOWN[name])
+    with torch.no_grad():  # the function is finite there
+        model.a.weight.mul_(0.01)
+        model.a.bias.fill_(1.5 if name == "acosh" else 0.5)
+    with pytest.raises(lmn.LmnError, match=rf"where '\w+' \({name}\) bends is not known"):
+        found(model, points().float(), n_directions=6)
+
+
+@pytest.mark.parametrize("layer", [nn.Threshold(0.0, 0.0), nn.RReLU(), nn.LPPool1d(2, 2)])
+def test_modules_that_are_not_known(layer: nn.Module) -> None:
+    with pytest.raises(lmn.LmnError, match=rf"where '1' \({type(layer).__name__}\) bends is not known"):
+        found(nn.Sequential(nn.Linear(6, 8), layer), points().float(), n_directions=6)
+
+
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = h.view(-1, 2, 4)
+        return (h + self.attention(h, h, h, need_weights=False)[0]).flatten(1)
+
+
+PASSED: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+    "LayerNorm": lambda: nn.LayerNorm(8),
+    "RMSNorm": lambda: nn.RMSNorm(8),
+    "GroupNorm": lambda: nn.GroupNorm(2, 8),
+    "Softmax": lambda: nn.Softmax(1),
+    "LogSoftmax": lambda: nn.LogSoftmax(1),
+    "MultiheadAttention": Attends,
+    "parametrized": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)),
+    "softmin": lambda: lambda h: functional.softmin(h, 1),
+    "normalize": lambda: functional.normalize,
+    "rms_norm": lambda: lambda h: functional.rms_norm(h, (8,)),
+    "instance_norm": lambda: lambda h: functional.instance_norm(h[:, None])[:, 0],
+    "attention": lambda: lambda h: functional.scaled_dot_product_attention(*[h.view(-1, 2, 4)] * 3).flatten(1),
+    "gate": lambda: lambda h: h * h.flip(1),
+    "addcmul": lambda: lambda h: torch.addcmul(h, torch.full((8,), 2.0).to(h), h),
+    "quotient": lambda: lambda h: h / (3 + h.softmax(1)),
+    "einsum": lambda: lambda h: torch.einsum("bi,bj->bij", h, h).mean(1),
+    "matmul": lambda: lambda h: (h.view(-1, 2, 4) @ h.view(-1, 4, 2) @ h.view(-1, 2, 4)).flatten(1),
+    "spectrum": lambda: lambda h: torch.fft.irfft(torch.fft.rfft(h) * 0.5, n=8),
+    "views": lambda: lambda h: torch.cat(h.tensor_split(2, dim=1), 1).T.mT.double(),
+}
+
+
+@pytest.mark.parametrize("name", PASSED)
+def test_what_has_no_units_is_passed_through(name: str) -> None:
+    torch.manual_seed(0)
+    model = Between(PASSED[name]()).double()
+    if name in ("Softmax", "softmin"):  # zero about the middle of what they give
+        model.b.bias = nn.Parameter(-model.b.weight.sum(1) / 8)
+    got = assert_as_the_reference(model, points(50) * 3, "torch", r=1.0, n_directions=6)
+    assert got.units == (3,)
+    assert got.total.sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("function", "known"),
+    [
+        (lambda h: torch.clip(h, -0.2, 0.3), lambda h: torch.clamp(h, -0.2, 0.3)),
+        (lambda h: h.clip(max=0.3), lambda h: h.clamp(max=0.3)),
+        (torch.absolute, torch.abs),
+        (lambda h: h.clone().absolute_(), torch.abs),
+    ],
+)
+def test_other_names_of_activations(function: Any, known: Any) -> None:
+    torch.manual_seed(0)
+    model = Between(function).double()
+    named = copy.deepcopy(model)
+    named.function = known
+    got, expected = (found(m, points(), r=0.3, n_directions=6) for m in (model, named))
+    np.testing.assert_array_equal(got.counts, expected.counts)
+    assert got.units == (8, 3)
+    assert got.counts[:, 0].sum() > 0
+
+
+# ---- what is not finite --------------------------------------------------------------------------------------------------
+
+
+class Quotient(nn.Module):
+    """Not finite where all inputs are zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 5), nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x / x.sum(1, keepdim=True))))
+
+
+@pytest.mark.parametrize("batch", [None, 5])
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_what_is_not_finite_near_a_sample_is_an_error(backend: str, batch: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    original = module._plan
+
+    def plan(subject: Subject, *args: Any) -> Any:
+        subject.network.batch = batch or subject.network.batch
+        return original(subject, *args)
+
+    monkeypatch.setattr(module, "_plan", plan)
+    model, r = Quotient().double(), 0.05
+    x = 1 + torch.rand(99, 3, dtype=torch.float64)
+    assert found(model, x, r=r, n_directions=3, backend=backend).counts.min() >= 0
+    x[77] = x[88] = -r * module.directions(3, 3, 0)[2]  # of which a vertex is zero
+    with pytest.raises(lmn.LmnError, match=r"'relu' takes is not finite .* within r=0.05 of sample 77, .*; pass a smaller r"):
+        found(model, x, r=r, n_directions=3, backend=backend)
+    assert found(model, x, r=r / 2, n_directions=3, backend=backend).counts.min() >= 0
+
+
+class MaskedMaximum(nn.Module):
+    def __init__(self, masked: float) -> None:
+        super().__init__()
+        self.a, self.masked = nn.Linear(6, 8), masked
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).masked_fill(torch.arange(8) % 3 == 0, self.masked)
+        return h.view(-1, 2, 4).amax(2).clamp(max=5.0)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_masked_members_of_a_maximum(backend: str) -> None:
+    got = found(MaskedMaximum(-torch.inf).double(), points(), r=0.3, n_directions=6, backend=backend)
+    assert got.counts[:, 0].sum() > 0
+    with pytest.raises(lmn.LmnError, match="'amax' takes is not finite"):
+        found(MaskedMaximum(torch.inf).double(), points(), r=0.3, n_directions=6, backend=backend)
+
+
+@pytest.mark.parametrize("isa", [*_core.instruction_sets(), "torch"])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU])
+@pytest.mark.parametrize("n_directions", [1, 3, 33, 40])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("at", [1.13, 3.0])
+def test_what_overflows_near_a_sample_is_an_error(
+    isa: str, activation: type[nn.Module], n_directions: int, first: bool, at: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit above float32's largest value, at a sample or within r of it, is cut by a ReLU6: no other value is not finite."""
+    torch.manual_seed(0)
+    overflows, cut = nn.Linear(40, 37), nn.ReLU6()
+    rest = [nn.Linear(37, 40), activation(), nn.Linear(40, 2)]
+    before = [] if first else [nn.Linear(40, 40), activation()]
+    model = nn.Sequential(*before, overflows, cut, *rest)
+    with torch.no_grad():
+        if not first:
+            before[0].weight.copy_(torch.eye(40))
+            before[0].bias.zero_()
+        overflows.weight[21] = 0.0
+        overflows.weight[21, 0] = 3e38
+        overflows.bias[21] = 0.0
+    x = torch.randn(23, 40)
+    x[:, 0] = 0.1
+    options: dict[str, Any] = {"r": 0.5, "n_directions": n_directions, "backend": "torch" if isa == "torch" else "cpp"}
+    monkeypatch.setattr(cpp, "local_complexity", lambda problem: cpp.local_complexity_on(problem, isa))
+    expected = found(model, x, **options | {"backend": "torch"})
+    np.testing.assert_array_equal(found(model, x, **options).counts, expected.counts)
+    x[17, 0] = at + (0.12 if activation is nn.GELU and not first else 0.0)  # of which it makes 1.13
+    with pytest.raises(lmn.LmnError, match=rf"what '{1 if first else 3}' takes is not finite .* of sample 17,"):
+        found(model, x, **options)
 
 
 def test_the_default_is_never_reduced() -> None:

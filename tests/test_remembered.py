@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,6 +104,65 @@ def test_a_changed_class_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     measured(model)
     monkeypatch.setattr(Scaled, "forward", lambda self, x: self.second(torch.sin(self.first(x))))
     torch.testing.assert_close(measured(model), fresh(model))
+
+
+class Configured(nn.Module):
+    """Reads an object, a set, and what a hook on a block of its own reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.settings, self.stopped = SimpleNamespace(stop=False, scale=1.0), set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        h = h.detach() + x.sum() * 0 if self.settings.stop or "h" in self.stopped else h
+        return self.second(h) * self.settings.scale + x[:, :2] + 1000.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model.settings, "stop", True),
+        lambda model: setattr(model.settings, "scale", 1.0008),
+        lambda model: model.stopped.add("h"),
+    ],
+    ids=["detached by an object", "a little by an object", "detached by a set"],
+)
+def test_a_change_inside_an_attribute_is_seen(change: Callable[[Configured], None]) -> None:
+    model, same = Configured().double(), Configured().double()
+    lmn.jacobians(model, X.double(), progress=False)
+    change(model)
+    change(same)
+    got, expected = (lmn.jacobians(each, X.double(), progress=False) for each in (model, same))
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_model_with_hooks_is_traced_each_time(tracings: list[int]) -> None:
+    model, flags = Scaled(), {"factor": 1.0}
+    model.act.register_forward_hook(lambda _module, _inputs, output: output * flags["factor"])
+    before = measured(model)
+    flags["factor"] = 1.0003
+    assert not torch.equal(measured(model), before)
+    assert len(tracings) == 2
+
+
+@pytest.mark.parametrize("read", [torch.Tensor.tolist, lambda size: size.numpy().item(), float, bool])
+def test_reading_a_value_in_any_way_is_noticed(read: Callable[[Tensor], object], tracings: list[int]) -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 2)
+            self.register_buffer("size", torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) * float(read(self.size))  # type: ignore[arg-type]
+
+    model = Reads()
+    measured(model)
+    measured(model)
+    assert len(tracings) == 2
 
 
 FACTOR = 1.0

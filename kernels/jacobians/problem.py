@@ -39,7 +39,7 @@ class Chain:
     first : (weight, bias) or None
         The affine map before the first activation, (n_units, n_in) and (n_units,), float64; None where there is none.
     layers : tuple of SlopeLayer
-        None where the tail is affine.
+        Empty where the tail is affine.
     """
 
     n_in: int

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -36,7 +39,9 @@ class TailMaps:
         if self._forward:
             try:
                 return from_inputs(self._problem, samples)
-            except (NotImplementedError, RuntimeError):  # an operation that torch has no forward mode for
+            except (
+                Exception
+            ):  # an operation without a forward mode, or with a broken one; reverse mode raises what is the model's
                 self._forward = False
         return from_outputs(self._problem, samples)
 
@@ -55,11 +60,20 @@ def from_outputs(problem: Problem, samples: Tensor) -> Tensor:
     return torch.stack([row.flatten(1) for row in rows], dim=1)
 
 
+@functools.cache
+def _load_forward_mode() -> None:
+    """What torch loads at the first dual number, inside a dual level, without its warning of its own use of TorchScript."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
+
+
 def from_inputs(problem: Problem, samples: Tensor) -> Tensor:
     """Forward mode: one sweep an input, as many together as a batch allows."""
     n, columns = len(samples), []
     together = max(1, problem.batch // max(1, n))
     with torch.enable_grad(), forward_ad.dual_level():
+        _load_forward_mode()
         for directions in torch.arange(problem.n_in).split(together):
             tangent = torch.zeros(len(directions), n, problem.n_in, dtype=samples.dtype, device=samples.device)
             tangent[torch.arange(len(directions)), :, directions] = 1

@@ -1,4 +1,4 @@
-"""Chains on the CPU, by the C++ kernel (csrc/jacobians_isa.cpp): the directions go through the first affine map once."""
+"""Chains on the CPU, by the C++ kernel (csrc/crossings_isa.cpp): the directions go through the first affine map once."""
 
 from __future__ import annotations
 

@@ -103,7 +103,8 @@ class Found:
     ----------
     layers : tuple of Layer
     counts : ndarray of shape (n_points, n_layers), int64
-        How many of each layer's units are counted at each sample.
+        How many of each layer's units are counted at each sample; below zero where, at a vertex, one of what it takes is not
+        finite. The infinity that no maximum is, by which members are masked, may be among what a maximum takes.
     """
 
     layers: tuple[Layer, ...]

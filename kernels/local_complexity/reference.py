@@ -34,9 +34,15 @@ def _units(bends: Bends, vertex: Tensor) -> list[np.ndarray]:
 
 
 def _count(layer: Layer, at_vertices: list[np.ndarray]) -> int:
+    if not all(_is_finite(layer, value) for z in at_vertices for value in z):
+        return -1
     if isinstance(layer.bend, Windows):
         return sum(len({_largest(z, window, layer.bend.sign) for z in at_vertices}) > 1 for window in layer.bend.members)
     return sum(any(len({bool(z[unit] > at) for z in at_vertices}) > 1 for at in layer.bend) for unit in range(layer.n_units))
+
+
+def _is_finite(layer: Layer, value: float) -> bool:
+    return bool(layer.bend.sign * value < np.inf if isinstance(layer.bend, Windows) else np.isfinite(value))
 
 
 def _largest(z: np.ndarray, window: np.ndarray, sign: int) -> int:

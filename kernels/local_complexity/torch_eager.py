@@ -50,7 +50,7 @@ class _Seen(Protocol):
         """Units at some vertices of all samples, (n_vertices, n, n_units of the layer's sources)."""
 
     def count(self) -> Tensor:
-        """(n,), int64."""
+        """(n,), int64; -1 where some are not finite."""
 
 
 def _seen(layer: Layer) -> _Seen:
@@ -65,7 +65,7 @@ class _Range:
         self._least: Tensor | None = None
 
     def note(self, units: Tensor) -> None:
-        least, most = units.amin(0), units.amax(0)  # over the first axis, faster than torch.aminmax
+        least, most = units.amin(0), units.amax(0)  # NaN of a NaN; over the first axis, faster than torch.aminmax
         if self._least is None:
             self._least, self._most = least, most
         else:
@@ -76,7 +76,8 @@ class _Range:
         between = torch.zeros_like(self._least, dtype=torch.bool)
         for at in self._breakpoints.tolist():
             between |= (self._most > at) & ~(self._least > at)
-        return between.sum(1)
+        finite = (torch.isfinite(self._least) & torch.isfinite(self._most)).all(1)
+        return torch.where(finite, between.sum(1), -1)
 
 
 class _Largest:
@@ -93,7 +94,9 @@ class _Largest:
         if self._first is None:
             self._first = members[0]
             self._differs = torch.zeros_like(self._first, dtype=torch.bool)
+            self._finite = torch.ones(len(self._first), dtype=torch.bool, device=units.device)
         self._differs |= (members != self._first).any(0)
+        self._finite &= (self._windows.sign * units).amax((0, 2)) < torch.inf  # nor NaN
 
     def count(self) -> Tensor:
-        return self._differs.sum(1)
+        return torch.where(self._finite, self._differs.sum(1), -1)

@@ -43,13 +43,29 @@ def pack(step: Step, units: Tensor, words: np.ndarray, first_word: int, threads:
     write(array, breakpoints, words, first_word, threads)
 
 
-def words_of(program: Program, samples: Tensor, threads: int) -> np.ndarray:
-    """The patterns of samples, (n, n_words), uint64."""
+def tied(bend: Pieces | Windows, units: Tensor) -> Tensor:
+    """Whether a sample is exactly where two pieces meet, or two members are the largest: (n, n_units) to (n,), bool."""
+    if isinstance(bend, Pieces):
+        at = torch.zeros(len(units), dtype=torch.bool, device=units.device)
+        for place in bend.breakpoints.tolist():
+            at |= (units == place).any(1)
+        return at
+    signed = units if bend.sign > 0 else -units
+    padded = torch.cat([signed, signed.new_full((len(units), 1), -torch.inf)], dim=1)  # where members are -1
+    members = padded[:, torch.from_numpy(bend.members).to(units.device)]  # (n, n_windows, size)
+    return ((members == members.amax(2, keepdim=True)).sum(2) > 1).any(1)
+
+
+def words_of(program: Program, samples: Tensor, threads: int, on_edges: np.ndarray | None = None) -> np.ndarray:
+    """The patterns of samples, (n, n_words), uint64; and, into a bool array, which samples are on the edge of theirs."""
     layout = Layout.of(program)
     first_words = dict(zip((step.target for step in program.bends), layout.first_words, strict=False))
     words = np.empty((len(samples), layout.n_words), dtype=np.uint64)
-    program.visit(
-        samples,
-        lambda step, units: pack(step, units, words, first_words[step.target], threads),
-    )
+
+    def at_bend(step: Step, units: Tensor) -> None:
+        pack(step, units, words, first_words[step.target], threads)
+        if on_edges is not None and step.bend is not None:
+            np.logical_or(on_edges, tied(step.bend, units).cpu().numpy(), out=on_edges)
+
+    program.visit(samples, at_bend)
     return words
