@@ -4,7 +4,10 @@ import copy
 import importlib
 import itertools
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -379,6 +382,23 @@ def test_what_is_wide_is_run_a_few_samples_at_a_time(monkeypatch: pytest.MonkeyP
     assert max(seen) <= 1 << 3
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the size of the address space is read from /proc")
+def test_the_kernel_reserves_what_the_points_taken_together_need() -> None:
+    one_point = 8 * 1500 * 2 * 1500  # bytes, of the units that crossed at the vertices; the directions take half as much
+    script = f"""
+import re, resource, torch, lmn
+from pathlib import Path
+torch.set_num_threads(1)
+model, x = torch.nn.Sequential(torch.nn.Linear(1500, 8), torch.nn.ReLU()).double(), torch.randn(3, 1500).double()
+lmn.local_complexity(model, x, n_directions=1, backend="cpp", progress=False)
+size = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+resource.setrlimit(resource.RLIMIT_AS, (size + 6 * {one_point}, -1))
+lmn.local_complexity(model, x, n_directions=1500, backend="cpp", progress=False)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_progress_is_told_of_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     original = module._plan
@@ -673,7 +693,7 @@ def test_what_has_no_units_is_passed_through(name: str) -> None:
     model = Between(PASSED[name]()).double()
     if name in ("Softmax", "softmin"):  # zero about the middle of what they give
         model.b.bias = nn.Parameter(-model.b.weight.sum(1) / 8)
-    got = assert_as_the_reference(model, points(50) * 3, "torch", r=1.0, n_directions=6)
+    got = assert_as_the_reference(model, points(12) * 3, "torch", r=1.0, n_directions=6)
     assert got.units == (3,)
     assert got.total.sum() > 0
 
