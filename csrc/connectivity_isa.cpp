@@ -2,20 +2,11 @@
 // the segment are taken together, so that a block of outputs x steps of sums stays in registers for a whole product.
 #include "connectivity.hpp"
 #include "cores.hpp"
+#include "scratch.hpp"
 #include "tile_product.hpp"
 
 namespace lmn::LMN_ISA {
 namespace {
-
-template <class T>
-inline constexpr int kLanes = Simd<T>::kLanes;
-
-template <class T>
-T* take(char*& cursor, int64_t count) {
-    T* p = reinterpret_cast<T*>(cursor);
-    cursor += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
-    return p;
-}
 
 template <class T>
 const LayerArrays<T>& arrays_of(const Layer& layer) {

@@ -3,23 +3,15 @@
 
 #include "cores.hpp"
 #include "jacobians.hpp"
+#include "scratch.hpp"
 #include "tile_product.hpp"
 
 namespace lmn::LMN_ISA {
 namespace {
 
-template <class T>
-inline constexpr int kLanes = Simd<T>::kLanes;
 inline constexpr int kSteps = kMaxBlockSteps;  // vectors of points that are taken together
 template <class T>
 inline constexpr int kTile = kSteps * kLanes<T>;
-
-template <class T>
-T* take(char*& cursor, int64_t count) {
-    T* p = reinterpret_cast<T*>(cursor);
-    cursor += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
-    return p;
-}
 
 // ---- activations -------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from lmn.backends import available_backends
 from lmn.connectivity import connectivity
 from lmn.errors import LmnError
 from lmn.grid import box, line, plane
-from lmn.jacobians import JacobianStatistics, jacobians
+from lmn.jacobian_statistics import JacobianStatistics
+from lmn.jacobians import jacobians
 from lmn.local_complexity import LocalComplexity, local_complexity
 from lmn.measure import measure
 from lmn.measurement import Measurement

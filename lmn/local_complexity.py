@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lmn.activation_patterns import check_agreement
 from lmn.backends import check_name, choose
 from lmn.bends import layer_of
+from lmn.chain import outputs_agree
 from lmn.errors import LmnError, thread_count, whole_number
 from lmn.grid import as_grid
 from lmn.kernels.jacobians.problem import Chain
@@ -29,7 +30,7 @@ from lmn.subject import Subject, spread
 
 DEFAULT_R, DEFAULT_DIRECTIONS = 0.005, 25  # Humayun et al. 2024
 
-_AGREEMENT = 1e-3
+
 _OWN_SEEDS = 0x6C6D6E2D64697273  # "lmn-dirs": what tells the directions' seeds from everybody else's
 _CHECKED_DIRECTIONS = 2
 _MOST_SHOWN = 12  # layers
@@ -325,7 +326,7 @@ def _chain(network: Network, example: Tensor) -> tuple[Chain | None, tuple[Layer
         layers.append(layer_of(layer.activation, n_units))
         n_units = len(layer.bias)
     exact = example if network.single_inside else example.double()
-    if not _same(_chain_outputs(chain, exact.flatten(1)), _outputs(network, exact)):
+    if not outputs_agree(_chain_outputs(chain, exact.flatten(1)), _outputs(network, exact).double()):
         return None, (), "as one it gives other outputs than the model"
     return chain, tuple(layer for layer in layers if layer is not None), ""
 
@@ -346,10 +347,3 @@ def _chain_outputs(chain: Chain, x: Tensor) -> Tensor:
 def _outputs(network: Network, h: Tensor) -> Tensor:
     """The tail's, (n, n_out), some samples at a time."""
     return torch.cat([network.tail(part.clone()) for part in h.split(network.batch)])
-
-
-def _same(got: Tensor, expected: Tensor) -> bool:
-    """Whether a chain gives the model's outputs; of those that are not finite nothing is said here."""
-    atol = _AGREEMENT * float(expected.abs().max())
-    same = got.shape == expected.shape and bool(torch.isclose(got, expected.double(), rtol=_AGREEMENT, atol=atol).all())
-    return same or not bool(torch.isfinite(expected).all())

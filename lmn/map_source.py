@@ -47,7 +47,6 @@ class MapSource:
     ----------
     subject : Subject
     found : Differentiated
-
     n_maps : int
     weights : Tensor of shape (n_maps,), float64
         The share of the points, or of the domain, that has each; they sum to 1.

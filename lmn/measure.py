@@ -14,7 +14,7 @@ from lmn.backends import check_name
 from lmn.connectivity import Computed, check_segments, compute
 from lmn.errors import LmnError, thread_count, whole_number
 from lmn.grid import as_grid
-from lmn.jacobians import JacobianStatistics, statistics
+from lmn.jacobian_statistics import JacobianStatistics, statistics
 from lmn.local_complexity import DEFAULT_DIRECTIONS, LocalComplexity
 from lmn.local_complexity import find as local_complexity_of
 from lmn.measurement import Measurement

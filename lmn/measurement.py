@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lmn.jacobians import JacobianStatistics
+from lmn.jacobian_statistics import JacobianStatistics
 from lmn.local_complexity import LocalComplexity
 from lmn.partition import Regions
 

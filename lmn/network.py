@@ -6,9 +6,10 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from lmn import remembered
@@ -30,6 +31,11 @@ _COLUMN_BYTES = 1 << 22  # of what a convolution copies
 _LARGEST_BATCH = 1024
 _ROUNDINGS = 16  # that the same operations may differ by
 _MOST_CHECKED = 32  # samples at which a graph must give what the model gives
+
+Read = TypeVar("Read", Program, Bends)
+# What is not known of a model that can't be read, and how that is said in a few words ("": the whole message).
+_PIECES = "the pieces that it is linear on are not known", ""
+_ACTIVATIONS = "its activations are not seen", "the model could not be traced"
 
 
 class Network:
@@ -78,6 +84,7 @@ class Network:
         self._casts: dict[tuple[nn.Module, torch.dtype], dict[str, Tensor]] = {}
         self._graph: TailGraph | None = None
         self._chain: list[ChainStep] | NotAChain | None = None
+        self._programs: dict[tuple[torch.dtype, torch.device], Program] = {}
         self._looks = remembered.looks(self.model, tap, select, example)
         self._known = remembered.recall(self.model, self._looks)
         self._habits = UNKNOWN if self._known is None else self._known.habits
@@ -133,6 +140,7 @@ class Network:
                 yield
             finally:
                 self._casts.clear()
+                self._programs.clear()
                 self._chain = None
 
     def samples(self, inputs: Tensor) -> Tensor:
@@ -183,20 +191,11 @@ class Network:
         LmnError
             It has a part that is not piecewise linear, or not known to be; or it could not be traced.
         """
-        if self._graph is None:
-            raise LmnError(
-                "the model could not be traced, so the pieces that it is linear on are not known; take sizes from x.shape, "
-                "do not branch on values, pass the original of a compiled module, or measure the linear mapping number, "
-                f"metrics=('lmn',). The tracers said: {self.why}."
-            )
-        try:
-            return program(self._graph.module, self._example[:1].to(device, dtype))
-        except LmnError:
-            raise
-        except Exception as error:  # whatever the model's operations don't take of what is asked here
-            raise LmnError(
-                f"the traced model can't be run step by step in {dtype} ({in_short(error)}), so its pieces are not known."
-            ) from error
+        key = dtype, torch.device(device or self._example.device)
+        if key not in self._programs:
+            sample = self._example[:1].to(key[1], dtype)
+            self._programs[key] = self._step_by_step(lambda graph: program(graph, sample), dtype, *_PIECES)
+        return self._programs[key]
 
     def bends(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Bends:
         """The tail with its activations and maxima, in the given dtype, with a copy of the weights of now.
@@ -206,21 +205,24 @@ class Network:
         LmnError
             It could not be traced; or it has an activation that has no kink, or is not known.
         """
+        sample = self._example[:1].to(device, dtype)
+        return self._step_by_step(lambda graph: Bends(graph, sample), dtype, *_ACTIVATIONS)
+
+    def _step_by_step(self, read: Callable[[fx.GraphModule], Read], dtype: torch.dtype, what: str, short: str) -> Read:
+        """What is read off the traced tail by running it node by node; or an error that says what is not known without it."""
         if self._graph is None:
             raise LmnError(
-                "the model could not be traced, so its activations are not seen; take sizes from x.shape, do not branch on "
-                "values, pass the original of a compiled module, or measure the linear mapping number, metrics=('lmn',). The "
-                f"tracers said: {self.why}.",
-                short="the model could not be traced",
+                f"the model could not be traced, so {what}; take sizes from x.shape, do not branch on values, pass the "
+                "original of a compiled module, or measure the linear mapping number, metrics=('lmn',). The tracers said: "
+                f"{self.why}.",
+                short=short,
             )
         try:
-            return Bends(self._graph.module, self._example[:1].to(device, dtype))
+            return read(self._graph.module)
         except LmnError:
             raise
         except Exception as error:  # whatever the model's operations don't take of what is asked here
-            raise LmnError(
-                f"the traced model can't be run step by step in {dtype} ({in_short(error)}), so its activations are not seen."
-            ) from error
+            raise LmnError(f"the traced model can't be run step by step in {dtype} ({in_short(error)}), so {what}.") from error
 
     # -- running ---------------------------------------------------------------------------------------------------------
 

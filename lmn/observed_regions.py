@@ -15,6 +15,7 @@ from lmn.activation_patterns import ActivationPatterns
 from lmn.domain import float64
 from lmn.errors import LmnError
 from lmn.kernels.distinct_maps import Maps
+from lmn.kernels.jacobians.torch_eager import from_outputs
 from lmn.kernels.patterns.bits import words_of
 from lmn.kernels.program import Program
 from lmn.kernels.regions.problem import RELATIVE_TOLERANCE
@@ -203,10 +204,6 @@ class ObservedRegions(Regions):
 
 def _maps(program: Program, samples: Tensor) -> tuple[Array, Array]:
     """A = ∂f/∂x, (n, n_out, n_in), and c = f(x) - A x, by one backward pass an output."""
-    with torch.enable_grad():
-        x = samples.detach().requires_grad_()
-        y = program(x.clone())
-        rows = [torch.autograd.grad(y[:, k].sum(), x, retain_graph=k + 1 < y.shape[1])[0] for k in range(y.shape[1])]
-    a = torch.stack(rows, dim=1).flatten(2)
-    c = y.detach() - torch.einsum("nki,ni->nk", a, samples.flatten(1))
+    a, y = from_outputs(program, samples)
+    c = y - torch.einsum("nki,ni->nk", a, samples.flatten(1))
     return a.cpu().numpy(), c.cpu().numpy()

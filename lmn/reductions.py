@@ -11,11 +11,11 @@ from lmn.errors import LmnError
 from lmn.map_source import MapSource
 from lmn.memory import in_bytes
 
-OF_POINTS = (
-    *("frobenius_norm", "spectral_norm", "singular_values", "effective_rank", "participation_ratio", "log_determinant"),
-)
 OF_DOMAIN = ("linear_maps", "effective_linear_maps")
-REDUCTIONS = (*OF_POINTS, *OF_DOMAIN)
+REDUCTIONS = (
+    *("frobenius_norm", "spectral_norm", "singular_values", "effective_rank", "participation_ratio", "log_determinant"),
+    *OF_DOMAIN,
+)
 
 
 def of_maps(

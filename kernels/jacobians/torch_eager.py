@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -39,25 +40,23 @@ class TailMaps:
         if self._forward:
             try:
                 return from_inputs(self._problem, samples)
-            except (
-                Exception
-            ):  # an operation without a forward mode, or with a broken one; reverse mode raises what is the model's
+            except Exception:  # no forward mode, or a broken one; what is the model's own error comes again in reverse
                 self._forward = False
-        return from_outputs(self._problem, samples)
+        return from_outputs(self._problem.tail, samples)[0]
 
 
-def from_outputs(problem: Problem, samples: Tensor) -> Tensor:
-    """Reverse mode: one sweep an output."""
+def from_outputs(tail: Callable[[Tensor], Tensor], samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Reverse mode, one sweep an output: the Jacobians, (n, n_out, n_in), and the outputs, (n, n_out)."""
     with torch.enable_grad():
         x = samples.detach().clone().requires_grad_()
-        y = problem.tail(x.clone())
+        y = tail(x.clone())
+        n_out = y.shape[1]
         if not y.requires_grad:
-            return x.new_zeros(len(x), problem.n_out, problem.n_in)
+            return x.new_zeros(len(x), n_out, x[0].numel()), y
         rows = [
-            torch.autograd.grad(y[:, k].sum(), x, retain_graph=k + 1 < problem.n_out, materialize_grads=True)[0]
-            for k in range(problem.n_out)
+            torch.autograd.grad(y[:, k].sum(), x, retain_graph=k + 1 < n_out, materialize_grads=True)[0] for k in range(n_out)
         ]
-    return torch.stack([row.flatten(1) for row in rows], dim=1)
+    return torch.stack([row.flatten(1) for row in rows], dim=1), y.detach()
 
 
 @functools.cache
