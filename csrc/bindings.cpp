@@ -14,6 +14,7 @@
 #include "components.hpp"
 #include "connectivity_host.hpp"
 #include "cpu.hpp"
+#include "eigenvalues.hpp"
 #include "jacobians_host.hpp"
 #include "patterns.hpp"
 #include "subdivide.hpp"
@@ -254,24 +255,32 @@ py::array_t<int64_t> locate(const Array& cuts, const py::array_t<int64_t, py::ar
     return region;
 }
 
-py::array_t<int32_t> rasterise(const Array& cuts, const py::array_t<int64_t, py::array::c_style>& children,
-                               const std::vector<py::ssize_t>& shape, const std::vector<double>& first,
-                               const std::vector<double>& step, int threads) {
+py::array rasterise(const Array& cuts, const py::array_t<int64_t, py::array::c_style>& children, const py::array& values,
+                    const std::vector<py::ssize_t>& shape, const std::vector<double>& first, const std::vector<double>& step,
+                    int threads) {
     const lmn::Tree tree = tree_of(cuts, children);
     const size_t dimension = size_t(tree.dimension);
     require(shape.size() == dimension && first.size() == dimension && step.size() == dimension, "one count, first and step an axis");
+    int64_t n_regions = 1;
+    for (py::ssize_t i = 0; i < children.size(); ++i) n_regions = std::max(n_regions, -children.data()[i]);  // ~region + 1
+    require(values.ndim() >= 1 && (values.flags() & py::array::c_style) && values.shape(0) >= n_regions,
+            "values are contiguous, one a region");
     lmn::Raster raster{};
     for (size_t d = 0; d < dimension; ++d) {
-        require(shape[d] >= 1, "a grid has points");
+        require(shape[d] >= 1 && shape[d] < (py::ssize_t(1) << 31), "a grid has points, and fewer than 2^31 an axis");
         raster.count[d] = shape[d];
         raster.first[d] = first[d];
         raster.step[d] = step[d];
     }
-    py::array_t<int32_t> region(shape);
-    int32_t* out = region.mutable_data();
+    std::vector<py::ssize_t> whole = shape;
+    whole.insert(whole.end(), values.shape() + 1, values.shape() + values.ndim());
+    py::array painted(values.dtype(), whole);
+    const size_t bytes = size_t(values.nbytes() / values.shape(0));
+    const void* value = values.data();
+    void* out = painted.mutable_data();
     const py::gil_scoped_release release;
-    lmn::rasterise(tree, raster, threads, out);
-    return region;
+    lmn::rasterise(tree, raster, bytes, value, threads, out);
+    return painted;
 }
 
 int64_t count_components(int64_t n_nodes, const py::array_t<int64_t, py::array::c_style | py::array::forcecast>& edges) {
@@ -425,7 +434,7 @@ py::tuple take_patterns(lmn::PatternSet& set, std::optional<Longs>& keys) {
 // ---- derivatives ---------------------------------------------------------------------------------------------------
 
 // A layer as Python gives it: core, p0, p1, kink, scale, slope, breakpoints, weights (None where the chain ends in it), bias.
-using SlopeLayer = std::tuple<int, double, double, double, Array, Array, Array, std::optional<Array>, Array>;
+using SlopeLayer = std::tuple<int, double, double, double, Array, Array, Array, std::optional<Array>, Array, bool>;
 
 constexpr py::ssize_t kMostBreakpoints = 32;  // of an activation: two bits each in a word
 
@@ -435,7 +444,7 @@ std::unique_ptr<lmn::Slopes<T>> make_slopes(const std::optional<std::pair<Array,
     require(!layers.empty(), "a chain has a layer");
     std::vector<lmn::SlopeLayerData> data;
     for (size_t l = 0; l < layers.size(); ++l) {
-        const auto& [core, p0, p1, kink, scale, slope, breakpoints, weights, bias] = layers[l];
+        const auto& [core, p0, p1, kink, scale, slope, breakpoints, weights, bias, may_be_flat] = layers[l];
         const auto units = scale.size(), outputs = bias.size();
         require(core >= 0 && core < lmn::kCoreCount, "core is an index into CORES");
         require(slope.size() == units && breakpoints.size() <= kMostBreakpoints, "slope is (units), breakpoints are few");
@@ -445,7 +454,7 @@ std::unique_ptr<lmn::Slopes<T>> make_slopes(const std::optional<std::pair<Array,
             require(l + 1 == layers.size() && outputs == units, "only the last activation has no weights after it");
         require(l + 1 == layers.size() || std::get<4>(layers[l + 1]).size() == outputs, "each layer fits the one before");
         data.push_back({units, outputs, core, p0, p1, kink, scale.data(), slope.data(), weights ? weights->data() : nullptr, bias.data(),
-                        breakpoints.data(), breakpoints.size()});
+                        breakpoints.data(), breakpoints.size(), may_be_flat});
     }
     const auto n_first = data[0].units;
     if (first)
@@ -475,6 +484,19 @@ void slopes_jacobians(lmn::Slopes<T>& self, const Rows<T>& x, bool to_last, Rows
 }
 
 template <class T>
+void slopes_grams(lmn::Slopes<T>& self, const Rows<T>& x, bool to_last, Doubles& out, int threads) {
+    require(x.ndim() == 2 && x.shape(1) == self.n_in(), "x is (n_points, n_in)");
+    require(!to_last || self.n_last() > 0, "there is a last map");
+    require(out.ndim() == 3 && out.shape(0) == x.shape(0) && out.shape(1) == self.n_rows() && out.shape(2) == self.n_rows(),
+            "out is (n_points, n_rows, n_rows)");
+    double* to = out.mutable_data();
+    const T* from = x.data();
+    const int64_t n = x.shape(0);
+    const py::gil_scoped_release release;
+    self.grams(from, n, to_last, to, threads);
+}
+
+template <class T>
 Longs slopes_crossings(lmn::Slopes<T>& self, const Rows<T>& z, const Rows<T>& shifts, int threads) {
     require(z.ndim() == 2 && z.shape(1) == self.n_first(), "z is (n_points, units)");
     require(shifts.ndim() == 2 && shifts.shape(1) == self.n_first() && shifts.shape(0) > 0, "shifts are (n_directions, units)");
@@ -494,7 +516,21 @@ void bind_slopes(py::module_& module, const char* name) {
              py::arg("isa") = "")
         .def("jacobians", &slopes_jacobians<T>, py::arg("x").noconvert(), py::arg("to_last"), py::arg("out").noconvert(),
              py::arg("threads"))
+        .def("grams", &slopes_grams<T>, py::arg("x").noconvert(), py::arg("to_last"), py::arg("out").noconvert(), py::arg("threads"))
         .def("crossings", &slopes_crossings<T>, py::arg("z").noconvert(), py::arg("shifts").noconvert(), py::arg("threads"));
+}
+
+Doubles largest_eigenvalues(const Doubles& matrices, int wanted, int threads, const std::string& isa) {
+    require(matrices.ndim() == 3 && matrices.shape(1) == matrices.shape(2), "matrices are (n, rows, rows)");
+    const int rows = int(matrices.shape(1));
+    require(wanted >= 1 && wanted <= rows && threads >= 1, "wanted is at most the number of rows");
+    Doubles out({matrices.shape(0), py::ssize_t(wanted)});
+    double* to = out.mutable_data();
+    const double* from = matrices.data();
+    const int64_t n = matrices.shape(0);
+    const py::gil_scoped_release release;
+    lmn::largest_eigenvalues(from, n, rows, wanted, threads, to, isa);
+    return out;
 }
 
 template <class T>
@@ -544,8 +580,8 @@ PYBIND11_MODULE(_core, module) {
     module.def("bend_windows", &bend_windows, py::arg("values").noconvert(), py::arg("parent").noconvert(),
                py::arg("pattern").noconvert(), py::arg("members").noconvert(), py::arg("bits"), py::arg("threads"));
     module.def("locate", &locate, py::arg("cuts"), py::arg("children"), py::arg("points"), py::arg("threads"));
-    module.def("rasterise", &rasterise, py::arg("cuts"), py::arg("children"), py::arg("shape"), py::arg("first"), py::arg("step"),
-               py::arg("threads"));
+    module.def("rasterise", &rasterise, py::arg("cuts"), py::arg("children"), py::arg("values").noconvert(),
+               py::arg("shape"), py::arg("first"), py::arg("step"), py::arg("threads"));
     module.def("count_components", &count_components, py::arg("n_nodes"), py::arg("edges"));
     module.def("pack_bits_f32", &pack_bits<float>, py::arg("z").noconvert(), py::arg("breakpoints"), py::arg("words").noconvert(),
                py::arg("first_word"), py::arg("threads"));
@@ -558,6 +594,8 @@ PYBIND11_MODULE(_core, module) {
         .def("insert", &insert_patterns, py::arg("words").noconvert(), py::arg("index"), py::arg("count"), py::arg("threads"),
              py::arg("keys").noconvert())
         .def("take", &take_patterns, py::arg("keys").noconvert() = py::none());
+    module.def("largest_eigenvalues", &largest_eigenvalues, py::arg("matrices").noconvert(), py::arg("wanted"), py::arg("threads"),
+               py::arg("isa") = "");
     bind_slopes<float>(module, "SlopesF32");
     bind_slopes<double>(module, "SlopesF64");
     py::class_<Connectivity>(module, "Connectivity")

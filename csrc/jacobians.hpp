@@ -10,6 +10,17 @@
 
 namespace lmn {
 
+inline constexpr int kMostLayers = 64;  // that a sweep over active units takes
+
+// A matrix (rows, columns) in panels of as many columns as registers hold, [panel][row][column in panel], the last one filled up
+// with zeros: csrc/packed.hpp. Above its first_row a panel is zero. Without values, there is none.
+template <class T>
+struct Panels {
+    int rows, columns;
+    const T* values;
+    const int32_t* first_row;  // [panel]
+};
+
 // One activation and the affine map after it.
 template <class T>
 struct SlopeLayer {
@@ -24,6 +35,7 @@ struct SlopeLayer {
     int outputs;          // of the affine map after it
     const T* weights;     // packed (outputs, units); null where the chain ends in this activation
     const T* transposed;  // packed (units, outputs)
+    Panels<T> back;       // (outputs, units), in reverse, where slopes may be zero
     const T* bias;        // [output]
 };
 
@@ -35,10 +47,13 @@ struct SlopeChain {
     const T* first_bias;        // [unit]
     const T* last;              // packed (n_last, units of the first layer): what a reverse sweep may end in instead of first
     int n_last;
+    Panels<T> first_back, last_back;  // (units, n_in) and (units, n_last)
     const SlopeLayer<T>* layers;
     bool reverse;
+    bool sparse;    // whether a reverse sweep leaves units out: the matrices on its way are then in panels
     int n_rows;     // n_out in reverse, n_in forward
     const T* rows;  // [row][unit] of W_last in reverse, of W_first transposed forward; null for the identity
+    const T* columns;  // [unit][row] of the same, of a sparse sweep
 };
 
 // Where the Jacobians of a tile go: entry (point, row, column) is at out[point * point_stride + row * row_stride + ...], rows and
@@ -51,11 +66,14 @@ struct JacobianOutput {
 
 template <class T>
 struct SlopeKernels {
-    int tile_points;
+    int tile_points, lanes;
     int64_t (*scratch_bytes)(const SlopeChain<T>&);
     // The Jacobians of count <= tile_points points x [point][n_in]; with to_last, those of the outputs by z_0, times last
     // transposed (reverse only).
     void (*jacobians)(const SlopeChain<T>&, const T* x, int count, bool to_last, JacobianOutput<T>, void* scratch);
+    // The inner products of each Jacobian's rows, as they are swept: out [point][row][row].
+    int64_t (*grams_bytes)(const SlopeChain<T>&, bool to_last);
+    void (*grams)(const SlopeChain<T>&, const T* x, int count, bool to_last, double* out, void* scratch);
     // How many units of each layer have a breakpoint between the least and the greatest of their pre-activations over the
     // 2 n_directions vertices z ± shift, for some points, at most as many as are taken together: z [point][unit] and shifts
     // [direction][unit] are of the first layer, counts [point][layer].
@@ -65,7 +83,8 @@ struct SlopeKernels {
 };
 
 struct JacobianKernels {
-    int block_outputs;  // height of a packed block of weights
+    int block_outputs;      // height of a packed block of weights
+    int least_sparse_rows;  // from which on a sweep may leave units out
     SlopeKernels<float> f32;
     SlopeKernels<double> f64;
     const double* slope_limits;  // by core: its slope far below zero

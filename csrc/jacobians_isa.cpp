@@ -1,5 +1,6 @@
 // The kernel of Jacobians for one instruction set: a tile of points forward, then the Jacobian's rows one after the other.
-#include "slope_tile.hpp"
+#include "gram.hpp"
+#include "sparse_sweep.hpp"
 
 namespace lmn::LMN_ISA {
 
@@ -122,13 +123,44 @@ void forward_sweep(const SlopeChain<T>& chain, int count, const JacobianOutput<T
 }
 
 template <class T>
+int64_t jacobians_bytes(const SlopeChain<T>& chain) {
+    return scratch_bytes(chain) + (chain.sparse ? SparseScratch<T>::bytes(chain) : 0);
+}
+
+template <class T>
 void jacobians(const SlopeChain<T>& chain, const T* x, int count, bool to_last, JacobianOutput<T> to, void* memory) {
     Scratch<T> scratch(chain, memory);
     forward(chain, x, count, scratch);
-    if (chain.reverse)
-        reverse_sweep(chain, count, to_last, to, scratch);
-    else
+    if (!chain.reverse)
         forward_sweep(chain, count, to, scratch);
+    else if (chain.sparse)
+        sparse_sweep(chain, count, to_last, to, scratch.slopes, scratch.end(chain));
+    else
+        reverse_sweep(chain, count, to_last, to, scratch);
+}
+
+// Of the matrix that a sweep leaves of each point.
+template <class T>
+int64_t swept_columns(const SlopeChain<T>& chain, bool to_last) {
+    return to_last ? chain.n_last : chain.reverse ? chain.n_in : chain.n_out;
+}
+
+template <class T>
+int64_t grams_bytes(const SlopeChain<T>& chain, bool to_last) {
+    const int64_t columns = swept_columns(chain, to_last);
+    const int64_t maps = int64_t(chain.n_rows) * columns * kTile<T> * int64_t(sizeof(T));
+    return maps + gram_rows(chain.n_rows) * gram_width(columns) * 8 + jacobians_bytes(chain) + 3 * 64;
+}
+
+template <class T>
+void grams(const SlopeChain<T>& chain, const T* x, int count, bool to_last, double* out, void* memory) {
+    const int64_t columns = swept_columns(chain, to_last), size = chain.n_rows * columns;
+    char* cursor = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64);
+    T* maps = take<T>(cursor, size * kTile<T>);
+    double* wide = take<double>(cursor, gram_rows(chain.n_rows) * gram_width(columns));
+    jacobians(chain, x, count, to_last, {maps, size, columns, 1}, cursor);
+    for (int p = 0; p < count; ++p)
+        gram(maps + p * size, chain.n_rows, int(columns), wide, out + int64_t(p) * chain.n_rows * chain.n_rows);
 }
 
 void core_slopes_f32(int core, float p0, float p1, float kink, const float* z, float* out, int64_t n) {
@@ -141,13 +173,13 @@ void core_slopes_f64(int core, double p0, double p1, double kink, const double* 
 
 template <class T>
 constexpr SlopeKernels<T> kernels_of() {
-    return {kTile<T>, scratch_bytes<T>, jacobians<T>, together<T>, crossings_bytes<T>, crossings<T>};
+    return {kTile<T>, kLanes<T>, jacobians_bytes<T>, jacobians<T>, grams_bytes<T>, grams<T>, together<T>, crossings_bytes<T>, crossings<T>};
 }
 
 }  // namespace
 
 extern const JacobianKernels jacobian_kernels;
-const JacobianKernels jacobian_kernels = {kMaxBlockOutputs, kernels_of<float>(), kernels_of<double>(), kSlopeLimits,
+const JacobianKernels jacobian_kernels = {kMaxBlockOutputs, kLeastRows, kernels_of<float>(), kernels_of<double>(), kSlopeLimits,
                                           core_slopes_f32, core_slopes_f64};
 
 }  // namespace lmn::LMN_ISA

@@ -90,6 +90,13 @@ struct Scratch {
         slopes = take<T>(cursor, 0);
     }
 
+    // What is left of the memory.
+    char* end(const SlopeChain<T>& chain) const {
+        int64_t units = 0;
+        for (int l = 0; l < chain.n_layers; ++l) units += chain.layers[l].units;
+        return reinterpret_cast<char*>(slopes + units * kTile<T>);
+    }
+
     void swap() {
         T* other = a;
         a = b;

@@ -1,8 +1,6 @@
 // Pieces of the tree of cuts shared among threads, and results put together in the order of the tree.
 #include "subdivide.hpp"
 
-#include <memory>
-
 #include "cpu.hpp"
 #include "parallel.hpp"
 #include "walk.hpp"
@@ -34,22 +32,21 @@ namespace {
 
 using namespace subdivision;
 
-constexpr int64_t kTasks = 512;  // pieces of the tree that threads take: a fixed number, so that results are too
+constexpr int64_t kTasks = 128;  // pieces of the tree that threads take: a fixed number, so that results are too
 
 // A piece of the tree: a state of its own, to be walked by whichever thread comes to it, and what was found in it.
 template <int D>
 struct Task {
-    std::unique_ptr<Arena> arena;  // the state's; none once it is walked
     State<D> state;
+    bool open = true;              // still to be walked
     int64_t parent = -1;           // the cut above it, among those at the top
     int side = 0;
     Subdivision part;
 };
 
 template <int D>
-Task<D> detached(const State<D>& from, const Network& network) {
-    Task<D> task{std::make_unique<Arena>(size_t(1) << 14), from, from.parent, from.side, {}};
-    Arena& arena = *task.arena;
+Task<D> detached(const State<D>& from, const Network& network, Arena& arena) {
+    Task<D> task{from, true, from.parent, from.side, {}};
     State<D>& to = task.state;
     const int64_t n = from.lines.n;
     to.cell = copy_of<D>(from.cell, arena);
@@ -92,16 +89,16 @@ private:
             open = false;
             std::vector<Task<D>> grown;
             for (Task<D>& task : tasks_) {
-                if (!task.arena) {
+                if (!task.open) {
                     grown.push_back(std::move(task));
                     continue;
                 }
                 std::vector<Task<D>> children;
                 auto step = walk_into(task.part, arenas_[0]);
-                step.descend = [&](State<D>& child) { children.push_back(detached(child, network_)); };
+                step.descend = [&](State<D>& child) { children.push_back(detached(child, network_, states_)); };
                 step.enough = [&](int64_t more) { return enough(more); };
                 step.walk(task.state);
-                task.arena.reset();
+                task.open = false;
                 if (children.empty()) {
                     grown.push_back(std::move(task));
                     continue;
@@ -122,8 +119,8 @@ private:
     }
 
     Task<D> root() {
-        Task<D> task{std::make_unique<Arena>(size_t(1) << 14), {}, -1, 0, {}};
-        Arena& arena = *task.arena;
+        Task<D> task;
+        Arena& arena = states_;
         const PieceChain& chain = *network_.given;
         task.state.cell = cube<D>(arena, int32_t(network_.n_lines));
         task.state.layer = -1;  // its first layer's maps are in `next`
@@ -140,7 +137,7 @@ private:
     }
 
     void walk(Task<D>& task, int worker) {
-        if (!task.arena || stop_) return;
+        if (!task.open || stop_) return;
         const bool polls = worker == 0;
         auto walk = walk_into(task.part, arenas_[worker]);
         walk.descend = [&](State<D>& child) { walk.decide(child); };
@@ -149,7 +146,6 @@ private:
             return enough(more);
         };
         walk.walk(task.state);
-        task.arena.reset();
     }
 
     void link(const Task<D>& task, int64_t what) {
@@ -183,6 +179,7 @@ private:
     const bool geometry_;
     const int64_t max_regions_;
     const Poll& poll_;
+    Arena states_;  // of the tasks: each on cache lines of its own
     std::vector<Task<D>> tasks_;
     std::vector<Arena> arenas_;  // of each worker
     Subdivision top_;

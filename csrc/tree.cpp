@@ -1,8 +1,9 @@
-// Points and grids of points sent down the tree of cuts: a row of a grid goes down as one, and parts where a cut crosses it.
+// Points and grids of points sent down the tree of cuts: rows of a grid go down together, and part where a cut crosses them.
 #include "tree.hpp"
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "parallel.hpp"
@@ -10,7 +11,8 @@
 namespace lmn {
 namespace {
 
-constexpr int64_t kPointsATask = 1 << 14, kRowsATask = 16;
+constexpr int64_t kPointsATask = 1 << 14;
+constexpr int kRowsATask = 16;
 
 template <int D>
 int64_t region_of(const Tree& tree, const double* x) {
@@ -32,58 +34,121 @@ void locate_in(const Tree& tree, int64_t n, const double* x, int threads, int64_
     });
 }
 
-// A part of a row on its way down.
-struct Span {
-    int64_t node, first, last;
+// What a row's points get: the values of regions, so many bytes each.
+class Values {
+public:
+    Values(size_t bytes, const void* value, void* out)
+        : bytes_(bytes), value_(static_cast<const char*>(value)), out_(static_cast<char*>(out)) {}
+
+    void fill(int64_t first, int64_t last, int64_t region) const {
+        char* to = out_ + first * bytes_;
+        const char* from = value_ + region * bytes_;
+        switch (bytes_) {
+            case 4: return fill_with<uint32_t>(to, from, last - first);
+            case 8: return fill_with<uint64_t>(to, from, last - first);
+        }
+        for (int64_t i = first; i < last; ++i, to += bytes_) std::memcpy(to, from, bytes_);
+    }
+
+private:
+    template <class Word>
+    static void fill_with(char* to, const char* from, int64_t n) {
+        Word word;
+        std::memcpy(&word, from, sizeof word);
+        std::fill_n(reinterpret_cast<Word*>(to), n, word);
+    }
+
+    size_t bytes_;
+    const char* value_;
+    char* out_;
 };
 
-// One row: the coordinates of its other axes are fixed.
+// Some rows' parts on their way down: of row r the points first[r] to last[r].
+struct Spans {
+    int64_t node;
+    int from, to;  // rows outside have none
+    int32_t first[kRowsATask], last[kRowsATask];
+};
+
+// Rows whose other coordinates are fixed[axis][row]. A cut's line and the rows' points are compared by the same sums as in
+// region_of; those are monotone along a row, rounding and all, so that it has one first point on the other side.
 template <int D>
-void fill_row(const Tree& tree, const Raster& raster, const double* fixed, std::vector<Span>& open, int32_t* region) {
+void fill_rows(const Tree& tree, const Raster& raster, const double (*fixed)[kRowsATask], int64_t first_row, int rows,
+               std::vector<Spans>& open, const Values& values) {
     constexpr int kAlong = D - 1;
-    open.push_back({tree.n_cuts > 0 ? 0 : ~int64_t(0), 0, raster.count[kAlong]});
+    const int64_t n = raster.count[kAlong];
+    const double start = raster.first[kAlong] / raster.step[kAlong];
+    open.push_back({tree.n_cuts > 0 ? 0 : ~int64_t(0), 0, rows, {}, {}});
+    std::fill_n(open.back().last, rows, int32_t(n));
     while (!open.empty()) {
-        auto [node, first, last] = open.back();
+        Spans now = open.back();
         open.pop_back();
-        while (node >= 0) {
-            const double* cut = tree.cut + node * (D + 1);
-            double c = cut[D];
-            for (int d = 0; d < kAlong; ++d) c += cut[d] * fixed[d];
-            const double a = cut[kAlong];
-            const auto above = [&](int64_t i) { return c + a * raster.at(kAlong, i) > 0; };
-            const bool at_first = above(first);
-            const int64_t* child = tree.child + 2 * node;
-            if (above(last - 1) != at_first) {
-                // The first point on the other side: by the line's own zero, then by the signs, which rounding may shift by one.
-                const double crossing = (-c / a - raster.first[kAlong]) / raster.step[kAlong];
-                int64_t i = int64_t(std::min(std::max(std::floor(crossing), double(first)), double(last - 2))) + 1;
-                while (i > first + 1 && above(i - 1) != at_first) --i;
-                while (above(i) == at_first) ++i;
-                open.push_back({child[at_first], i, last});
-                last = i;
+        while (now.node >= 0) {
+            const double* cut = tree.cut + now.node * (D + 1);
+            const double a = cut[kAlong], per_row = -1 / (a * raster.step[kAlong]);
+            const bool rises = a > 0;  // then the points above are the later ones
+            Spans later;
+            later.node = tree.child[2 * now.node + !rises];
+            later.from = now.to;
+            later.to = now.from;
+            int from = now.to, to = now.from;
+            for (int r = now.from; r < now.to; ++r) {
+                const int32_t first = now.first[r], last = now.last[r];
+                double c = cut[D];
+                for (int d = 0; d < kAlong; ++d) c += cut[d] * fixed[d][r];
+                const auto is_later = [&](int32_t i) { return (c + a * raster.at(kAlong, i) > 0) == rises; };
+                int32_t i = first;
+                if (a == 0) {
+                    i = first < last && is_later(first) ? first : last;
+                } else if (first < last) {
+                    // By the line's own zero, then by the signs: rounding may shift it by one.
+                    const double crossing = std::ceil(per_row * c - start);
+                    i = crossing >= last ? last : crossing > first ? int32_t(crossing) : first;
+                    while (i > first && is_later(i - 1)) --i;
+                    while (i < last && !is_later(i)) ++i;
+                }
+                later.first[r] = i;
+                later.last[r] = last;
+                now.last[r] = i;
+                if (i < last) {
+                    later.from = std::min(later.from, r);
+                    later.to = r + 1;
+                }
+                if (first < i) {
+                    from = std::min(from, r);
+                    to = r + 1;
+                }
             }
-            node = child[!at_first];
+            now.node = tree.child[2 * now.node + rises];
+            now.from = from;
+            now.to = to;
+            if (later.from < later.to) {
+                if (from < to) open.push_back(later);
+                else now = later;
+            }
         }
-        std::fill(region + first, region + last, int32_t(~node));
+        for (int r = now.from; r < now.to; ++r)
+            values.fill((first_row + r) * n + now.first[r], (first_row + r) * n + now.last[r], ~now.node);
     }
 }
 
 template <int D>
-void rasterise_in(const Tree& tree, const Raster& raster, int threads, int32_t* region) {
-    int64_t rows = 1;
-    for (int d = 0; d < D - 1; ++d) rows *= raster.count[d];
-    parallel_for(0, (rows + kRowsATask - 1) / kRowsATask, threads, [&](int64_t task, int) {
-        std::vector<Span> open;
-        const int64_t last = std::min(rows, (task + 1) * kRowsATask);
-        for (int64_t row = task * kRowsATask; row < last; ++row) {
-            double fixed[3];
-            int64_t rest = row;
+void rasterise_in(const Tree& tree, const Raster& raster, int threads, const Values& values) {
+    int64_t all = 1;
+    for (int d = 0; d < D - 1; ++d) all *= raster.count[d];
+    parallel_for(0, (all + kRowsATask - 1) / kRowsATask, threads, [&](int64_t task, int) {
+        const int64_t first = task * kRowsATask;
+        const int rows = int(std::min<int64_t>(all - first, kRowsATask));
+        double fixed[3][kRowsATask];
+        for (int r = 0; r < rows; ++r) {
+            int64_t rest = first + r;
             for (int d = D - 2; d >= 0; --d) {
-                fixed[d] = raster.at(d, rest % raster.count[d]);
+                fixed[d][r] = raster.at(d, rest % raster.count[d]);
                 rest /= raster.count[d];
             }
-            fill_row<D>(tree, raster, fixed, open, region + row * raster.count[D - 1]);
         }
+        std::vector<Spans> open;
+        fill_rows<D>(tree, raster, fixed, first, rows, open, values);
     });
 }
 
@@ -97,11 +162,12 @@ void locate(const Tree& tree, int64_t n, const double* x, int threads, int64_t* 
     }
 }
 
-void rasterise(const Tree& tree, const Raster& raster, int threads, int32_t* region) {
+void rasterise(const Tree& tree, const Raster& raster, size_t bytes, const void* value, int threads, void* out) {
+    const Values values(bytes, value, out);
     switch (tree.dimension) {
-        case 1: return rasterise_in<1>(tree, raster, threads, region);
-        case 2: return rasterise_in<2>(tree, raster, threads, region);
-        default: return rasterise_in<3>(tree, raster, threads, region);
+        case 1: return rasterise_in<1>(tree, raster, threads, values);
+        case 2: return rasterise_in<2>(tree, raster, threads, values);
+        default: return rasterise_in<3>(tree, raster, threads, values);
     }
 }
 

@@ -87,6 +87,12 @@ class Activation:
         value = self.function(torch.from_numpy(zero).reshape(1, 1)).double().numpy().ravel()[0]
         return float(value - np.ravel(self.scale)[0] * core)
 
+    @property
+    def may_be_flat(self) -> bool:
+        """Whether its slope is exactly zero on an interval, for some unit."""
+        of_core = {"abs": (-1.0, 1.0), "clamp": (0.0, 1.0), "hardswish": (0.0, 1.0)}.get(self.core, ())
+        return any(bool(np.any(self.scale * np.asarray(slope) + self.slope == 0)) for slope in of_core)
+
     def by_unit(self, n_hidden: int) -> tuple[np.ndarray, np.ndarray]:
         """``scale`` and ``slope``, each of shape (n_hidden,), float64."""
         return tuple(  # type: ignore[return-value]

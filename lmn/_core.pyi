@@ -112,12 +112,13 @@ def locate(
 def rasterise(
     cuts: NDArray[np.float64],
     children: NDArray[np.int64],
+    values: NDArray[Any],
     shape: Sequence[int],
     first: Sequence[float],
     step: Sequence[float],
     threads: int,
-) -> NDArray[np.int32]:
-    """The regions of a regular grid's points, by a subdivision's tree of cuts."""
+) -> NDArray[Any]:
+    """The values, (n_regions, ...), of the regions of a regular grid's points, by a tree of cuts: (*shape, ...)."""
 
 def count_components(n_nodes: int, edges: NDArray[np.int64]) -> int:
     """The connected components of a graph with edges of shape (n_edges, 2)."""
@@ -187,6 +188,7 @@ SlopeLayer = tuple[
     NDArray[np.float64],
     NDArray[np.float64] | None,
     NDArray[np.float64],
+    bool,
 ]
 
 Number = TypeVar("Number", np.float32, np.float64)
@@ -205,11 +207,17 @@ class _Slopes(Generic[Number]):
     def jacobians(self, x: NDArray[Number], to_last: bool, out: NDArray[Number], threads: int) -> None:
         """Fill out, (n_points, n_out, n_in), at points x, (n_points, n_in); with to_last (n_points, n_out, n_last)."""
 
+    def grams(self, x: NDArray[Number], to_last: bool, out: NDArray[np.float64], threads: int) -> None:
+        """Fill out, (n_points, n_rows, n_rows), with the inner products of the Jacobians' rows, in reverse, or columns."""
+
     def crossings(self, z: NDArray[Number], shifts: NDArray[Number], threads: int) -> NDArray[np.int64]:
         """(n_points, n_layers): the units with a breakpoint among the vertices z ± shifts; both are first pre-activations."""
 
 class SlopesF32(_Slopes[np.float32]): ...
 class SlopesF64(_Slopes[np.float64]): ...
+
+def largest_eigenvalues(matrices: NDArray[np.float64], wanted: int, threads: int, isa: str = "") -> NDArray[np.float64]:
+    """Of symmetric matrices, (n, rows, rows), of which the lower triangle is read: (n, wanted), descending."""
 
 def core_slopes_f32(
     core: int, p0: float, p1: float, kink: float, z: NDArray[np.float32], isa: str = ""

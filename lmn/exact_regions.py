@@ -150,7 +150,11 @@ class ExactRegions(Regions):
         if len(sizes) != n_axes:
             raise LmnError(f"labels of a {self.domain.kind} take {n_axes} sizes, one an axis; got {shape!r}.")
         sizes = tuple(whole_number(size, "a size", 1) for size in sizes)
-        return self._labels(sizes, *zip(*(_spaced(n, ends) for n in sizes), strict=True))
+        return self._painted(self._numbers, sizes, *zip(*(_spaced(n, ends) for n in sizes), strict=True))
+
+    def at_points(self, values: Array, shape: Sequence[int]) -> Array:
+        """The values of the regions, (count, ...), that a grid's points are in: (*shape, ...)."""
+        return self._painted(np.ascontiguousarray(values), shape, *zip(*(_spaced(n, True) for n in shape), strict=True))
 
     def slice_labels(self, axis: int, at: float, n: int) -> np.ndarray[Any, Any]:
         """The labels of n x n cells of a three-dimensional box's slice where the given axis is ``at``: (n, n), int32."""
@@ -165,10 +169,16 @@ class ExactRegions(Regions):
             )
         fixed = float(self.domain.to_cube(np.where(np.arange(3) == axis, at, self.domain.low))[axis])
         first, step = zip(*((fixed, 0.0) if a == axis else _spaced(n, False) for a in range(3)), strict=True)
-        return self._labels([1 if a == axis else n for a in range(3)], first, step).squeeze(axis)
+        return self._painted(self._numbers, [1 if a == axis else n for a in range(3)], first, step).squeeze(axis)
 
-    def _labels(self, shape: Sequence[int], first: Sequence[float], step: Sequence[float]) -> np.ndarray[Any, Any]:
-        return tree.labels(self.found.cuts, self.found.children, shape, first, step, self.threads)
+    @property
+    def _numbers(self) -> np.ndarray[Any, Any]:
+        return np.arange(self.count, dtype=np.int32)
+
+    def _painted(
+        self, values: np.ndarray[Any, Any], shape: Sequence[int], first: Sequence[float], step: Sequence[float]
+    ) -> np.ndarray[Any, Any]:
+        return tree.rasterised(self.found.cuts, self.found.children, values, shape, first, step, self.threads)
 
     def locate(self, inputs: Any) -> np.ndarray[Any, Any]:
         """The regions of inputs, shape (n, ...), as (n,) int64; -1 outside of the grid's domain.

@@ -1,12 +1,13 @@
 """The local maps of a network on a grid: at its points, at one point of each distinct pattern, or of its exact regions.
 
-A map is computed once, whatever the number of points that have it; ``gather`` says which point has which.
+A map is computed once, whatever the number of points that have it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -36,6 +37,7 @@ MOST_REGIONS = 1_000_000  # that are looked for without being asked
 _PROBED = 512  # points by which it is seen whether patterns repeat
 _REPEATED = 8  # points a pattern, from which on a look at all patterns pays for a kernel that knows the chain
 _PART_BYTES = 1 << 22
+_GRAM_BYTES = 1 << 24
 _LEAST_PART, _LARGEST_PART = 1 << 7, 1 << 16
 
 
@@ -50,11 +52,12 @@ class MapSource:
     n_maps : int
     weights : Tensor of shape (n_maps,), float64
         The share of the points, or of the domain, that has each; they sum to 1.
-    gather : Tensor of shape (n_points,), int64, or None
-        Which map each point has; None: point i has map i.
+    repeated : Tensor of shape (n_points,), int64, or None
+        Which map each point has, where maps were found to repeat among the points.
     representatives : Tensor of shape (n_maps,), int64, or None
         The point at which each map is taken, where not every point has its own.
     regions : ExactRegions or None
+        Of a box, whose maps are taken.
     """
 
     subject: Subject
@@ -63,7 +66,8 @@ class MapSource:
     weights: Tensor
     dtype: torch.dtype
     device: torch.device
-    gather: Tensor | None = None
+    threads: int
+    repeated: Tensor | None = None
     representatives: Tensor | None = None
     regions: ExactRegions | None = None
 
@@ -80,13 +84,30 @@ class MapSource:
         """Of a map in isometric coordinates."""
         return self.n_in if self.regions is not None else self.found.maps.n_columns
 
-    def parts(self, columns: int, memory_limit: int, *, reduced: bool = True) -> Iterator[tuple[int, int]]:
+    def parts(
+        self, columns: int, memory_limit: int, *, reduced: bool = True, within: tuple[int, int] | None = None
+    ) -> Iterator[tuple[int, int]]:
         """Ranges of maps of so many columns that are held at a time: few, that stay in the cache, where they are reduced."""
         each = max(1, self.n_out * columns * self.dtype.itemsize)
         most = _LARGEST_PART if not reduced else max(_LEAST_PART, _PART_BYTES // each)
-        rows = max(1, min(_LARGEST_PART, most, memory_limit // (4 * each)))
-        for first in range(0, self.n_maps, rows):
-            yield first, min(first + rows, self.n_maps)
+        yield from _ranges(within or (0, self.n_maps), min(most, memory_limit // (4 * each)))
+
+    def gram_parts(self, memory_limit: int) -> Iterator[tuple[int, int]]:
+        """Ranges of maps whose samples and Gram matrices are held at a time."""
+        each = self.n_in * self.dtype.itemsize + 4 * 8 * min(self.n_out, self.n_in) ** 2
+        yield from _ranges((0, self.n_maps), min(_GRAM_BYTES, memory_limit // 2) // each)
+
+    def grams(self, first: int, last: int) -> Tensor | None:
+        """The smaller of A A' and A' A, (n, k, k), float64; None where they are not to be had, or not safely."""
+        if self.regions is not None:
+            return None
+        grams = self.found.maps.grams(self.samples(first, last))
+        if grams is None:
+            return None
+        total = grams.diagonal(dim1=1, dim2=2).sum(1)
+        # Squares of float32 are numbers in float64; those of float64 may not be, and infinities have to be told of.
+        least = 0.0 if self.dtype == torch.float32 else 1e-250
+        return grams if bool((torch.isfinite(total) & (total >= least)).all()) else None
 
     def samples(self, first: int, last: int) -> Tensor:
         """The points at which maps are taken, (n, ...)."""
@@ -110,6 +131,25 @@ class MapSource:
     def empty(self, *shape: int) -> Tensor:
         """Room for something of each map."""
         return torch.empty(self.n_maps, *shape, dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def gather(self) -> Tensor | None:
+        """Which map each point has, (n_points,), whole numbers; None: point i has map i."""
+        if self.regions is None:
+            return self.repeated
+        return torch.from_numpy(self.regions.labels(self._counts, ends=True)).flatten()
+
+    def at_points(self, values: Tensor) -> Tensor:
+        """Of each map, (n_maps, ...), to of each point, (n_points, ...)."""
+        if self.regions is not None:
+            return torch.from_numpy(self.regions.at_points(values.numpy(), self._counts)).flatten(0, len(self._counts) - 1)
+        if self.repeated is None:
+            return values
+        return torch.from_numpy(values.numpy().take(self.repeated.numpy(), axis=0))  # five times as fast as torch's
+
+    @property
+    def _counts(self) -> tuple[int, ...]:
+        return cast(RegularGrid, self.subject.grid).counts
 
     def _finite(self, maps: Tensor, first: int) -> Tensor:
         if maps.numel():
@@ -135,6 +175,12 @@ class MapSource:
         # A again in float64: what is left of f(x) is a small difference.
         exact = a.double() if network.single_inside or a.dtype == torch.float64 else self.maps(first, last, double=True)
         return (torch.cat(parts).double() - torch.einsum("nki,ni->nk", exact, x)).to(a)
+
+
+def _ranges(within: tuple[int, int], most: int) -> Iterator[tuple[int, int]]:
+    rows = max(1, min(_LARGEST_PART, most))
+    for first in range(*within, rows):
+        yield first, min(first + rows, within[1])
 
 
 def map_source(
@@ -164,24 +210,22 @@ def map_source(
 
     def source(n_maps: int, weights: Tensor | None = None, **rest: Tensor | ExactRegions | None) -> MapSource:
         shares = torch.full((n_maps,), 1 / n_maps, dtype=torch.float64) if weights is None else weights.double()
-        return MapSource(subject, found, n_maps, shares, example.dtype, example.device, **rest)  # type: ignore[arg-type]
+        return MapSource(subject, found, n_maps, shares, example.dtype, example.device, threads, **rest)  # type: ignore[arg-type]
 
     shared = shared and backend == "auto" and found.path != "whole model" and example.device.type == "cpu"
     regions = _regions(subject, found, threads, of_domain, known) if shared else None
     if regions is not None:
         volumes = torch.from_numpy(regions.volumes)
-        labels = None if of_domain else regions.labels(cast(RegularGrid, subject.grid).counts, ends=True)
-        gather = None if labels is None else torch.from_numpy(labels).flatten()
-        return source(regions.count, volumes / volumes.sum(), gather=gather, regions=regions)
+        return source(regions.count, volumes / volumes.sum(), regions=regions)
     repeated = (
         _patterns(subject, found, example, threads, of_domain, known, progress)
         if shared and n_points >= _WORTH_PATTERNS
         else None
     )
     if repeated is not None:
-        representatives, counts, gather = repeated
+        representatives, counts, ids = repeated
         weights = torch.from_numpy(counts / n_points)
-        return source(len(counts), weights, gather=gather, representatives=torch.from_numpy(representatives))
+        return source(len(counts), weights, repeated=ids, representatives=torch.from_numpy(representatives))
     return source(n_points)
 
 
@@ -262,8 +306,8 @@ def _distinct(program: Program, subject: Subject, example: Tensor, threads: int,
             bar.update(len(indices))
     words, _, _ = seen.take(ids)
     ids[on_edges] = len(words) + np.arange(int(on_edges.sum()))
-    _, representatives, gather, counts = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
-    return representatives, counts, torch.from_numpy(gather)
+    _, representatives, of_point, counts = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
+    return representatives, counts, torch.from_numpy(of_point)
 
 
 def piecewise_linear_program(subject: Subject) -> Program | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lmn.errors import LmnError
+from lmn.kernels.eigenvalues import largest_eigenvalues
 from lmn.map_source import MapSource
 from lmn.memory import in_bytes
 
@@ -23,39 +24,76 @@ def of_maps(
 ) -> dict[str, Tensor]:
     """Reductions of each map, of a few at a time; only the determinant needs the maps in the inputs' coordinates."""
     out: dict[str, list[Tensor]] = {name: [] for name in names}
-    isometric = [name for name in names if name != "log_determinant"]
-    columns = source.n_in if "log_determinant" in names else source.n_columns
-    for first, last in source.parts(2 * columns, memory_limit):
-        if isometric:
-            for name, values in _of_part(source.isometric(first, last), isometric, min(source.n_out, source.n_in)).items():
-                out[name].append(values.to(source.dtype))
-        if "log_determinant" in names:
-            out["log_determinant"].append(_log_determinant(source, first, last).to(source.dtype))
-        progress(last - first)
+
+    def keep(values: dict[str, Tensor], n: int) -> None:
+        for name, each in values.items():
+            out[name].append(each.to(source.dtype))
+        progress(n)
+
+    for first, last in source.gram_parts(memory_limit) if _are_of_grams(names) else [(0, source.n_maps)]:
+        grams = source.grams(first, last) if _are_of_grams(names) else None
+        if grams is not None:
+            keep(_of_grams(grams, names, source.threads), last - first)
+        else:
+            _of_range(source, first, last, names, memory_limit, keep)
     return {name: torch.cat(parts) for name, parts in out.items()}
 
 
-def _of_part(maps: Tensor, names: list[str], rank: int) -> dict[str, Tensor]:
-    """Reductions of maps, (n, n_out, n_columns), that have so many singular values."""
+_OF_SPECTRUM = ("spectral_norm", "effective_rank")
+
+
+def _are_of_grams(names: tuple[str, ...]) -> bool:
+    """Whether all follow from A A', and some are worth it."""
+    return {"frobenius_norm"} < {"frobenius_norm", *names} <= {"frobenius_norm", "participation_ratio", *_OF_SPECTRUM}
+
+
+def _of_range(
+    source: MapSource,
+    first: int,
+    last: int,
+    names: tuple[str, ...],
+    memory_limit: int,
+    keep: Callable[[dict[str, Tensor], int], None],
+) -> None:
+    isometric = tuple(name for name in names if name != "log_determinant")
+    columns = source.n_in if "log_determinant" in names else source.n_columns
+    for begin, end in source.parts(2 * columns, memory_limit, within=(first, last)):
+        values: dict[str, Tensor] = {}
+        if isometric:
+            values |= _of_part(source.isometric(begin, end), isometric, source)
+        if "log_determinant" in names:
+            values["log_determinant"] = _log_determinant(source, begin, end)
+        keep(values, end - begin)
+
+
+def _of_part(maps: Tensor, names: tuple[str, ...], source: MapSource) -> dict[str, Tensor]:
+    """Reductions of some of a source's maps, (n, n_out, n_columns)."""
     found: dict[str, Tensor] = {}
     if "singular_values" in names:
         values = torch.linalg.svdvals(maps.double())
-        found["singular_values"] = torch.nn.functional.pad(values, (0, rank - values.shape[1]))
-    if names == ["singular_values"]:
+        found["singular_values"] = torch.nn.functional.pad(values, (0, min(source.n_out, source.n_in) - values.shape[1]))
+    if names == ("singular_values",):
         return found
     scaled, factor = of_a_size(maps)
+    if "participation_ratio" in names or set(_OF_SPECTRUM).intersection(names):
+        found |= _of_grams(_gram(scaled), names, source.threads, factor)
     if "frobenius_norm" in names:
         found["frobenius_norm"] = torch.linalg.vector_norm(scaled.flatten(1), dim=1).double() / factor
-    of_eigenvalues = "spectral_norm" in names or "effective_rank" in names
-    if "participation_ratio" not in names and not of_eigenvalues:
-        return found
-    gram = _gram(scaled)
+    return found
+
+
+def _of_grams(gram: Tensor, names: tuple[str, ...], threads: int, factor: Tensor | float = 1.0) -> dict[str, Tensor]:
+    """Reductions of maps that, times factors, have such Gram matrices, (n, k, k), float64."""
+    found: dict[str, Tensor] = {}
     total = gram.diagonal(dim1=1, dim2=2).sum(1)
+    if "frobenius_norm" in names:
+        found["frobenius_norm"] = total.sqrt() / factor
     if "participation_ratio" in names:
         fourth = gram.square().sum((1, 2))
         found["participation_ratio"] = torch.where(total > 0, total.square() / fourth.clamp(min=1e-300), 0.0)
-    if of_eigenvalues:
-        eigenvalues = total[:, None] if gram.shape[1] == 1 else torch.linalg.eigvalsh(gram).flip(1).clamp(min=0)
+    if set(_OF_SPECTRUM).intersection(names):
+        wanted = gram.shape[1] if "effective_rank" in names else 1
+        eigenvalues = largest_eigenvalues(gram, wanted, threads).clamp(min=0)
         if "spectral_norm" in names:
             found["spectral_norm"] = eigenvalues[:, 0].sqrt() / factor
         if "effective_rank" in names:

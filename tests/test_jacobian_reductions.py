@@ -369,3 +369,42 @@ with warnings.catch_warnings():
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("widths", [(20, 9, 12, 6), (3, 9, 12, 7), (20, 9, 1), (6, 5, 30)], ids=str)
+@pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU])
+def test_reductions_from_gram_matrices_are_those_of_the_maps(widths: tuple[int, ...], act: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for n_in, n_out in itertools.pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), act()]
+    model = nn.Sequential(*layers[:-1])
+    x = torch.randn(300, widths[0])
+    names = ("frobenius_norm", "spectral_norm", "effective_rank", "participation_ratio")
+    got = lmn.jacobians(model, x, reduce=names, progress=False)
+    a = torch.func.vmap(torch.func.jacrev(copy.deepcopy(model).double()))(x.double()).detach()
+    values = torch.linalg.svdvals(a)
+    p = values**2 / (values**2).sum(1, keepdim=True).clamp(min=1e-300)
+    zero = values[:, 0] == 0  # a map without a rank
+    expected = {
+        "frobenius_norm": torch.linalg.matrix_norm(a),
+        "spectral_norm": values[:, 0],
+        "effective_rank": torch.exp2(-torch.special.xlogy(p, p).sum(1) / math.log(2)).masked_fill(zero, 0),
+        "participation_ratio": (1 / (p**2).sum(1)).masked_fill(zero, 0),
+    }
+    for name in names:
+        torch.testing.assert_close(got[name].double(), expected[name], rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e200])
+def test_norms_of_maps_whose_squares_are_no_numbers(scale: float) -> None:
+    dtype = torch.float64 if scale > 1e100 or scale < 1e-100 else torch.float32
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 5, bias=False)).to(dtype)
+    x = torch.randn(50, 9, dtype=dtype)
+    expected = lmn.jacobians(model, x, reduce=("spectral_norm", "effective_rank"), progress=False)
+    with torch.no_grad():
+        model[2].weight *= scale
+    got = lmn.jacobians(model, x, reduce=("spectral_norm", "effective_rank"), progress=False)
+    torch.testing.assert_close(got["spectral_norm"] / scale, expected["spectral_norm"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(got["effective_rank"], expected["effective_rank"], rtol=1e-5, atol=0)

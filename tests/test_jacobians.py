@@ -125,7 +125,7 @@ def _prelu(width: int) -> object:
 
 @pytest.mark.parametrize("isa", _core.instruction_sets())
 @pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("widths", [(3, 7, 5), (5, 7, 9, 2), (2, 17, 33, 7, 40), (70, 8, 1)], ids=str)
+@pytest.mark.parametrize("widths", [(3, 7, 5), (5, 7, 9, 2), (2, 17, 33, 7, 40), (70, 8, 1), (80, 33, 70, 53)], ids=str)
 def test_the_kernel_for_every_activation_depth_and_side(widths: tuple[int, ...], name: str, isa: str) -> None:
     chain, function = chain_of(name, widths)
     x = torch.randn(67, widths[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
@@ -135,6 +135,28 @@ def test_the_kernel_for_every_activation_depth_and_side(widths: tuple[int, ...],
         got = ChainMaps(chain, threads=1, isa=isa).jacobians(x.to(dtype)).double()
         at_kink = (got - expected).abs().flatten(1).amax(1) > tolerance * float(expected.abs().max())
         assert at_kink.sum() <= (dtype == torch.float32)  # a unit within rounding of a kink may be on either side
+
+
+@pytest.mark.parametrize("isa", _core.instruction_sets())
+@pytest.mark.parametrize("dead", [0.0, 0.5, 1.0])
+def test_units_of_no_slope_in_isometric_coordinates(dead: float, isa: str) -> None:
+    chain, function = chain_of("relu", (90, 41, 30, 6))
+    for layer in chain.layers[:1]:
+        layer.bias[: int(dead * len(layer.bias))] = -100  # the units after it are silent
+    x = torch.randn(67, 90, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a = torch.func.vmap(torch.func.jacrev(function))(x)
+    maps = ChainMaps(chain, threads=1, isa=isa)
+    assert maps.n_columns == 41
+    got = maps.isometric(x)
+    torch.testing.assert_close(got @ got.mT, a @ a.mT, rtol=0, atol=1e-12)
+    torch.testing.assert_close(maps.jacobians(x), a, rtol=0, atol=1e-12)
+
+
+def test_a_chain_that_starts_and_ends_in_an_activation() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Linear(30, 20), nn.Hardtanh(-0.3, 0.2), nn.Linear(20, 7), nn.ReLU())
+    x = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    expected = torch.func.vmap(torch.func.jacrev(model))(x)
+    torch.testing.assert_close(lmn.jacobians(model, x, backend="cpp", progress=False), expected)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

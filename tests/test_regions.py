@@ -94,7 +94,20 @@ def test_regions_tile_the_domain_and_each_map_is_the_network_there(kind: str, n_
     np.testing.assert_array_equal(found.locate(found.inputs(inside)), region)
 
 
-def test_labels_are_the_regions_of_the_grids_points() -> None:
+@pytest.mark.parametrize("counts", [(301,), (7, 12), (53, 37), (1, 90), (40, 1), (5, 9, 21)], ids=str)
+def test_labels_are_the_regions_of_the_grids_points(counts: tuple[int, ...]) -> None:
+    n_axes = len(counts)
+    model = mlp((n_axes, 12, 12, 2))
+    grid = lmn.box([-1.0] * n_axes, [2.0] * n_axes, counts)
+    found = lmn.regions(model, grid)
+    points = grid.at(torch.arange(grid.n_points), torch.zeros(0, dtype=torch.float64))
+    labels = found.labels(counts, ends=True)
+    np.testing.assert_array_equal(labels.ravel(), found.locate(points))
+    values = np.random.default_rng(0).random((found.count, 3, 1), dtype=np.float32)
+    np.testing.assert_array_equal(found.at_points(values, counts), values[labels])
+
+
+def test_labels_of_a_plane() -> None:
     torch.manual_seed(0)
     grid = lmn.plane(torch.randn(5), torch.randn(5), torch.randn(5), (7, 12))
     found = lmn.regions(mlp((5, 12, 12, 2)), grid)

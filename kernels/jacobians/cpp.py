@@ -14,6 +14,8 @@ from lmn.kernels.activations import Activation
 from lmn.kernels.jacobians.problem import Chain, Problem
 from lmn.kernels.pieces import breakpoints_of
 
+_LARGEST_GRAM = 1 << 17  # bytes of a map: a tile of them stays in a cache
+
 
 def jacobians(problem: Problem) -> ChainMaps:
     assert problem.chain is not None
@@ -36,6 +38,16 @@ class ChainMaps:
 
     def isometric(self, samples: Tensor) -> Tensor:
         return self._swept(samples, to_last=self._narrowed)
+
+    def grams(self, samples: Tensor) -> Tensor | None:
+        chain, x = self._chain, samples.detach().flatten(1).contiguous()
+        rows, columns = (chain.n_out, self.n_columns) if self._reverse else (chain.n_in, chain.n_out)
+        if not chain.layers or rows > columns or rows * columns * x.element_size() > _LARGEST_GRAM:
+            return None
+        out = torch.empty(len(x), rows, rows, dtype=torch.float64)
+        if len(x):
+            self._of(x.dtype).grams(x.numpy(), self._narrowed, out.numpy(), self._threads)
+        return out
 
     def _swept(self, samples: Tensor, to_last: bool) -> Tensor:
         chain, x = self._chain, samples.detach().flatten(1).contiguous()
@@ -71,7 +83,9 @@ def slopes_of(chain: Chain, dtype: torch.dtype, *, last: np.ndarray | None = Non
         bias = layer.bias
         if layer.weight is not None:
             bias = bias + act.constant * layer.weight.sum(axis=1)
-        layers.append((act.core_index, act.p0, act.p1, act.kink, scale, slope, _breakpoints(act), layer.weight, bias))
+        layers.append(
+            (act.core_index, act.p0, act.p1, act.kink, scale, slope, _breakpoints(act), layer.weight, bias, act.may_be_flat)
+        )
         units = len(bias)
     kind = _core.SlopesF64 if dtype == torch.float64 else _core.SlopesF32
     return kind(chain.first, layers, last, reverse, isa)

@@ -100,3 +100,6 @@ class LocalMaps(Protocol):
 
         It has the norms, the singular values and the inner products of A.
         """
+
+    def grams(self, samples: Tensor, /) -> Tensor | None:
+        """(n, ...) to the smaller of A A' and A' A, (n, k, k), float64; None where the maps have to be made first."""

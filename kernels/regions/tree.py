@@ -17,18 +17,25 @@ def locate(cuts: np.ndarray, children: np.ndarray, points: np.ndarray, threads: 
     return _core.locate(cuts, children, points, threads)
 
 
-def labels(
-    cuts: np.ndarray, children: np.ndarray, shape: Sequence[int], first: Sequence[float], step: Sequence[float], threads: int
+def rasterised(
+    cuts: np.ndarray,
+    children: np.ndarray,
+    values: np.ndarray,
+    shape: Sequence[int],
+    first: Sequence[float],
+    step: Sequence[float],
+    threads: int,
 ) -> np.ndarray:
-    """The regions of a regular grid's points: an array of the given shape, int32.
+    """The values of the regions of a regular grid's points: an array of the given shape, and of each value's.
 
     Parameters
     ----------
+    values : ndarray of shape (n_regions, ...), contiguous
     shape : n_axes int
     first, step : n_axes float
         Of each axis, the first point and the distance between two, in the cube's coordinates.
     """
-    return _core.rasterise(cuts, children, shape, first, step, threads)
+    return _core.rasterise(cuts, children, values, shape, first, step, threads)
 
 
 def n_components(n_regions: int, pairs: np.ndarray) -> int:
