@@ -91,8 +91,8 @@ def statistics(
         effective_rank=means["effective_rank"],
         linear_maps=numbers.get("linear_maps"),
         effective_linear_maps=numbers["effective_linear_maps"],
-        backend=source.found.backend,
-        path=source.found.path,
+        backend=source.backend,
+        path=source.path,
         elapsed=time.perf_counter() - started,
     )
     return found, tuple(notes)

@@ -53,7 +53,7 @@ def differentiated(network: Network, example: Tensor, backend: str, threads: int
     """
     check_name("jacobians", backend)
     chain = slope_chain(network, example)
-    own = _own_derivatives(network, example[: _CHECKED_AGAIN if network.derivative else CHECKED])
+    own = own_derivatives(network, example[: _CHECKED_AGAIN if network.derivative else CHECKED])
     problem = Problem(
         chain=None if isinstance(chain, NotAChain) else chain,
         why_no_chain=chain.why if isinstance(chain, NotAChain) else "",
@@ -92,7 +92,7 @@ def _candidates(network: Network, problem: Problem) -> Iterator[tuple[str, Probl
 
 
 @dataclass(frozen=True, eq=False)
-class _Own:
+class OwnDerivatives:
     """The model's own derivatives of some combinations of its outputs, at some samples.
 
     Attributes
@@ -114,10 +114,14 @@ class _Own:
 
     def agree_with(self, maps: LocalMaps) -> bool:
         try:
-            a = maps.jacobians(self.samples.clone()).to(self.gradients)
+            a = maps.jacobians(self.samples.clone())
         except RuntimeError:  # a graph that can't be differentiated, say
             return False
-        finite = self.finite
+        return self.are_of(a)
+
+    def are_of(self, a: Tensor) -> bool:
+        """Whether they are those of Jacobians at the samples, (n, n_out, n_in)."""
+        a, finite = a.to(self.gradients), self.finite
         got, expected = torch.einsum("ck,nki->cni", self.weights, a)[:, finite], self.gradients[:, finite]
         if not expected.numel():
             return False
@@ -126,8 +130,8 @@ class _Own:
         return bool(((got - expected).abs() <= most).all())
 
 
-def _own_derivatives(network: Network, samples: Tensor) -> _Own:
-    """In float64 where the model can be had in it, also under its own checkpoints; else in the samples' dtype."""
+def own_derivatives(network: Network, samples: Tensor) -> OwnDerivatives:
+    """The model's, in float64 where the model can be had in it, also under its own checkpoints; else in the samples' dtype."""
     if network.single_inside or samples.dtype == torch.float64:
         return _own_derivatives_in(network, samples)
     try:
@@ -136,7 +140,7 @@ def _own_derivatives(network: Network, samples: Tensor) -> _Own:
         return _own_derivatives_in(network, samples)
 
 
-def _own_derivatives_in(network: Network, samples: Tensor) -> _Own:
+def _own_derivatives_in(network: Network, samples: Tensor) -> OwnDerivatives:
     with torch.enable_grad():
         x = samples.detach().clone().requires_grad_()
         try:
@@ -158,7 +162,9 @@ def _own_derivatives_in(network: Network, samples: Tensor) -> _Own:
             "the output has no derivative by the samples (it is detached from them, goes through an argmax or a comparison, or "
             "is made under no_grad), so there are no Jacobians; pick a differentiable output with select=, or a later tap."
         )
-    return _Own(x.detach(), weights, torch.stack([gradient.flatten(1) for gradient in gradients if gradient is not None]))
+    return OwnDerivatives(
+        x.detach(), weights, torch.stack([gradient.flatten(1) for gradient in gradients if gradient is not None])
+    )
 
 
 def _combinations(y: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from lmn.kernels.activations import Activation
 from lmn.kernels.patterns.bits import words_of
 from lmn.kernels.patterns.problem import Layout
 from lmn.kernels.program import Program
-from lmn.local_maps import CHECKED, Differentiated, differentiated
+from lmn.local_maps import CHECKED, Differentiated, differentiated, own_derivatives
 from lmn.lowering import NotAChain
 from lmn.observed_regions import ObservedRegions
 from lmn.partition import Array, Regions
@@ -48,7 +48,8 @@ class MapSource:
     Attributes
     ----------
     subject : Subject
-    found : Differentiated
+    found : Differentiated or None
+        None where the maps are those of regions.
     n_maps : int
     weights : Tensor of shape (n_maps,), float64
         The share of the points, or of the domain, that has each; they sum to 1.
@@ -61,7 +62,7 @@ class MapSource:
     """
 
     subject: Subject
-    found: Differentiated
+    found: Differentiated | None
     n_maps: int
     weights: Tensor
     dtype: torch.dtype
@@ -73,16 +74,31 @@ class MapSource:
 
     @property
     def n_out(self) -> int:
-        return self.found.n_out
+        return self._found.n_out if self.regions is None else self.regions.linear_maps.A.shape[1]
 
     @property
     def n_in(self) -> int:
-        return self.found.n_in
+        return self._found.n_in if self.regions is None else self.regions.linear_maps.A.shape[2]
 
     @property
     def n_columns(self) -> int:
         """Of a map in isometric coordinates."""
-        return self.n_in if self.regions is not None else self.found.maps.n_columns
+        return self._found.maps.n_columns if self.regions is None else self.n_in
+
+    @property
+    def backend(self) -> str:
+        """What computes the maps."""
+        return self._found.backend if self.regions is None else "cpp"
+
+    @property
+    def path(self) -> str:
+        """How the model was taken."""
+        return self._found.path if self.regions is None else "exact regions"
+
+    @property
+    def _found(self) -> Differentiated:
+        assert self.found is not None
+        return self.found
 
     def parts(
         self, columns: int, memory_limit: int, *, reduced: bool = True, within: tuple[int, int] | None = None
@@ -101,7 +117,7 @@ class MapSource:
         """The smaller of A A' and A' A, (n, k, k), float64; None where they are not to be had, or not safely."""
         if self.regions is not None:
             return None
-        grams = self.found.maps.grams(self.samples(first, last))
+        grams = self._found.maps.grams(self.samples(first, last))
         if grams is None:
             return None
         total = grams.diagonal(dim1=1, dim2=2).sum(1)
@@ -120,13 +136,13 @@ class MapSource:
             a = torch.from_numpy(self.regions.linear_maps.A[first:last])
             return a if double else a.to(self.dtype)
         samples = self.samples(first, last)
-        return self._finite(self.found.maps.jacobians(samples.double() if double else samples), first)
+        return self._finite(self._found.maps.jacobians(samples.double() if double else samples), first)
 
     def isometric(self, first: int, last: int) -> Tensor:
         """The maps in coordinates of the inputs in which there are fewer, (n, n_out, n_columns); see ``LocalMaps``."""
         if self.regions is not None:
             return self.maps(first, last)
-        return self._finite(self.found.maps.isometric(self.samples(first, last)), first)
+        return self._finite(self._found.maps.isometric(self.samples(first, last)), first)
 
     def empty(self, *shape: int) -> Tensor:
         """Room for something of each map."""
@@ -206,32 +222,32 @@ def map_source(
     """
     n_points = subject.grid.n_points
     example = subject.samples(spread(n_points, CHECKED))
-    found = differentiated(subject.network, example, backend, threads)
 
-    def source(n_maps: int, weights: Tensor | None = None, **rest: Tensor | ExactRegions | None) -> MapSource:
+    def source(
+        found: Differentiated | None, n_maps: int, weights: Tensor | None = None, **rest: Tensor | ExactRegions | None
+    ) -> MapSource:
         shares = torch.full((n_maps,), 1 / n_maps, dtype=torch.float64) if weights is None else weights.double()
         return MapSource(subject, found, n_maps, shares, example.dtype, example.device, threads, **rest)  # type: ignore[arg-type]
 
-    shared = shared and backend == "auto" and found.path != "whole model" and example.device.type == "cpu"
-    regions = _regions(subject, found, threads, of_domain, known) if shared else None
+    shared = shared and backend == "auto" and example.device.type == "cpu"
+    regions = _regions(subject, threads, of_domain, known) if shared else None
     if regions is not None:
         volumes = torch.from_numpy(regions.volumes)
-        return source(regions.count, volumes / volumes.sum(), regions=regions)
+        return source(None, regions.count, volumes / volumes.sum(), regions=regions)
+    found = differentiated(subject.network, example, backend, threads)
     repeated = (
         _patterns(subject, found, example, threads, of_domain, known, progress)
-        if shared and n_points >= _WORTH_PATTERNS
+        if shared and found.path != "whole model" and n_points >= _WORTH_PATTERNS
         else None
     )
     if repeated is not None:
         representatives, counts, ids = repeated
         weights = torch.from_numpy(counts / n_points)
-        return source(len(counts), weights, repeated=ids, representatives=torch.from_numpy(representatives))
-    return source(n_points)
+        return source(found, len(counts), weights, repeated=ids, representatives=torch.from_numpy(representatives))
+    return source(found, n_points)
 
 
-def _regions(
-    subject: Subject, found: Differentiated, threads: int, of_domain: bool, known: Regions | None
-) -> ExactRegions | None:
+def _regions(subject: Subject, threads: int, of_domain: bool, known: Regions | None) -> ExactRegions | None:
     """The regions of a box, where they are known or worth a search; else None."""
     grid = subject.grid
     if not isinstance(grid, RegularGrid) or grid.kind != "box" or not is_geometric(subject):
@@ -239,7 +255,8 @@ def _regions(
     regions = known if isinstance(known, ExactRegions) else None
     if regions is None:
         # A chain's are found faster than its points are run; others only where they are asked for.
-        worth = of_domain or (found.path == "chain" and grid.n_points >= _WORTH_REGIONS)
+        is_chain = not isinstance(subject.network.chain(), NotAChain)
+        worth = of_domain or (is_chain and grid.n_points >= _WORTH_REGIONS)
         if not worth or not _is_piecewise_linear(subject):
             return None
         try:
@@ -247,7 +264,11 @@ def _regions(
             regions = cast(ExactRegions, find(subject, max_regions=most, threads=threads, progress=False))
         except LmnError:  # more of them than points
             return None
-    return regions if _have_the_derivatives(regions, subject, found) else None
+    # Their maps are the model's derivatives unless parts of it are detached, or have derivatives of their own.
+    some = spread(regions.count).numpy()
+    inputs = torch.from_numpy(regions.inputs(regions.points[some]))
+    own = own_derivatives(subject.network, subject.like_model(inputs) if subject.network.single_inside else inputs)
+    return regions if own.are_of(torch.from_numpy(regions.linear_maps.A[some])) else None
 
 
 def _is_piecewise_linear(subject: Subject) -> bool:
@@ -255,15 +276,6 @@ def _is_piecewise_linear(subject: Subject) -> bool:
     if isinstance(steps, NotAChain):
         return piecewise_linear_program(subject) is not None
     return all(step.piecewise_linear for step in steps if isinstance(step, Activation))
-
-
-def _have_the_derivatives(regions: ExactRegions, subject: Subject, found: Differentiated) -> bool:
-    """Whether the maps are also the model's derivatives, in some regions: parts of it may be detached."""
-    some = spread(regions.count).numpy()
-    inputs = torch.from_numpy(regions.inputs(regions.points[some]))
-    expected = found.maps.jacobians(inputs if not subject.network.single_inside else subject.like_model(inputs))
-    a = torch.from_numpy(regions.linear_maps.A[some])
-    return bool(torch.allclose(a, expected.double(), rtol=1e-3, atol=1e-3 * float(a.abs().max())))
 
 
 def _patterns(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock, get_ident
 from typing import Any
 
 import torch
@@ -14,6 +15,11 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmn.operations import is_custom
+
+
+# torch.fx replaces nn.Module's own methods while it traces, for all threads: one trace at a time, and what other threads run
+# meanwhile, a training step say, is none of its business.
+_ONE_AT_A_TIME = RLock()
 
 
 def why_untraceable(model: nn.Module) -> str:
@@ -28,7 +34,7 @@ def why_untraceable(model: nn.Module) -> str:
 def traced_symbolically(root: nn.Module, tap: nn.Module | None) -> fx.GraphModule:
     """By torch.fx: 10 ms, and modules stay visible; control flow that looks at tensors can't be followed."""
     tracer = _Tracer(tap)
-    with _len_of_proxies(root):
+    with _ONE_AT_A_TIME, _len_of_proxies(root):
         graph = tracer.trace(root)
     (x,) = (node for node in graph.nodes if node.op == "placeholder")
     if tap is not None:
@@ -73,7 +79,8 @@ def traced_by_running(tail: Callable[[Tensor], Tensor], samples: Tensor) -> fx.G
         return tail(h)
 
     tracer = make_fx(run, tracing_mode="symbolic", pre_dispatch=True, _allow_non_fake_inputs=True)
-    graph_module: fx.GraphModule = tracer(samples.clone())
+    with _ONE_AT_A_TIME:
+        graph_module: fx.GraphModule = tracer(samples.clone())
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module
@@ -84,8 +91,13 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, tap: nn.Module | None) -> None:
         super().__init__()
-        self._tap = tap
+        self._tap, self._thread = tap, get_ident()
         self.taps: list[fx.Node] = []
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self._tap is not None and m is not self._tap and any(child is self._tap for child in m.modules()):
@@ -95,6 +107,8 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if get_ident() != self._thread:
+            return forward(*args, **kwargs)
         out = super().call_module(m, forward, args, kwargs)
         if m is self._tap:
             if not isinstance(out, fx.Proxy):

@@ -274,6 +274,34 @@ def test_threads_that_measure_different_models_keep_the_streams() -> None:
     assert (sys.stdout, sys.stderr) == before
 
 
+def test_tracing_does_not_disturb_what_other_threads_run() -> None:
+    training, stop, failures = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), threading.Event(), list[Exception]()
+    call = nn.Module.__call__
+
+    def train() -> None:
+        while not stop.is_set():
+            try:
+                training(torch.randn(3, 4)).sum().backward()
+            except Exception as error:
+                failures.append(error)
+
+    def measure(seed: int) -> float:
+        torch.manual_seed(seed)
+        return lmn.measure(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(6, 4), progress=False).lmn
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            measured = list(pool.map(measure, range(40)))
+    finally:
+        stop.set()
+        thread.join()
+    assert failures == []
+    assert nn.Module.__call__ is call
+    assert len(measured) == 40
+
+
 class OwnMode(nn.Module):
     """Keeps its mode by itself."""
 
