@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmn.operations import is_custom
 
-
 # torch.fx replaces nn.Module's own methods while it traces, for all threads: one trace at a time, and what other threads run
 # meanwhile, a training step say, is none of its business.
 _ONE_AT_A_TIME = RLock()
