@@ -88,9 +88,12 @@ class Compiled:
 
 def configurations() -> Iterator[Configuration]:
     """The default configurations of all operations."""
+    from lmn.kernels import triton_host
     from lmn.kernels.connectivity import triton_gpu as connectivity
+    from lmn.kernels.jacobians import triton_gpu as jacobians
 
-    yield from connectivity.configurations()
+    for kernels in (triton_host, connectivity, jacobians):
+        yield from kernels.configurations()
 
 
 def compiled(configuration: Configuration, target: str) -> Compiled:

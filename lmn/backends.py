@@ -64,12 +64,12 @@ def _chains(problem: Any) -> tuple[bool, str]:
 
 
 def _chains_on_the_cpu(problem: Any) -> tuple[bool, str]:
-    device = problem.samples.device.type
+    device = problem.device.type
     return (False, f"it runs on the CPU, and the samples are on {device}") if device != "cpu" else _chains(problem)
 
 
 def _chains_on_a_gpu(problem: Any) -> tuple[bool, str]:
-    device, dtype = problem.samples.device.type, problem.samples.dtype
+    device, dtype = problem.device.type, problem.dtype
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return False, f"it runs on a GPU, and the samples are on {device} (TRITON_INTERPRET=1 runs it there, slowly)"
     if dtype != torch.float32:
@@ -104,7 +104,8 @@ REGISTRY: dict[str, tuple[Backend, ...]] = {
         Backend("reference", _PATTERNS + "reference", _anything, 0),
     ),
     "jacobians": (
-        Backend("cpp", _JACOBIANS + "cpp", _chains, 20, takes_chains=True),
+        Backend("cpp", _JACOBIANS + "cpp", _chains_on_the_cpu, 20, takes_chains=True),
+        Backend("triton", _JACOBIANS + "triton_gpu", _chains_on_a_gpu, 15, requires=("triton",), takes_chains=True),
         Backend("torch", _JACOBIANS + "torch_eager", _anything, 10),
         Backend("reference", _JACOBIANS + "reference", _what_has_float64, 0),
     ),

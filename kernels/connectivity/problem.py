@@ -149,6 +149,14 @@ class Problem:
         return len(self.samples)
 
     @property
+    def device(self) -> torch.device:
+        return self.samples.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.samples.dtype
+
+    @property
     def tolerance_f64(self) -> float:
         """The error of L that a chain kernel may leave in float64."""
         if not self.double:

@@ -15,7 +15,8 @@ from lmn.kernels.activations import CORES
 from lmn.kernels.connectivity.problem import CONSTANT, TOLERANCE, Chain, Problem, Progress
 from lmn.kernels.connectivity.torch_eager import ByTheTail
 from lmn.kernels.connectivity.triton_fused import fused
-from lmn.kernels.connectivity.triton_wide import activations, products, sums
+from lmn.kernels.connectivity.triton_wide import activations, sums
+from lmn.kernels.triton_host import product
 from lmn.kernels.triton_report import Configuration, Work
 from lmn.kernels.triton_targets import precision_of
 
@@ -176,7 +177,7 @@ def _fill_wide(problem: Problem, out: Tensor, progress: Progress) -> None:
                 num_warps=4,
             )  # fmt: skip
             if weight is not None:
-                u = _product(u, weight)
+                u = product(u, weight, torch.empty(*u.shape[:2], weight.shape[1], device=device))
         sums[(triton.cdiv(len(i), 32),)](
             u, y, y_rest, noise, i, j, out, problem.n_points, len(i), len(chain.y), problem.m, sxx, constant, tolerance,
             PAIRS=32, OUTS=32, num_warps=4,
@@ -189,27 +190,6 @@ def _wide_layer(layer: Any, device: torch.device) -> tuple[tuple[Tensor, ...], T
     scale, slope = (torch.from_numpy(each).float().to(device) for each in act.by_unit(units))
     weight = None if layer.weight is None else torch.from_numpy(np.ascontiguousarray(layer.weight.T)).float().to(device)
     return (*_in_two(layer.z, device), scale, slope), weight, act.core_index, float(act.p0), float(act.p1)
-
-
-def _product(u: Tensor, weight: Tensor) -> Tensor:
-    """(steps, pairs, units) through an affine map, (units, outputs)."""
-    n_rows, n_in, n_out = u.shape[0] * u.shape[1], *weight.shape
-    out = torch.empty(u.shape[0], u.shape[1], n_out, device=u.device)
-    products[(triton.cdiv(n_rows, 64), triton.cdiv(n_out, 64))](
-        u,
-        weight,
-        out,
-        n_rows,
-        n_in,
-        n_out,
-        ROWS=64,
-        INS=32,
-        OUTS=64,
-        PRECISION=precision_of(u.device),
-        num_warps=4,
-        num_stages=2,
-    )
-    return out
 
 
 # ---- for the report ----------------------------------------------------------------------------------------------------
@@ -239,8 +219,6 @@ def configurations() -> Iterator[Configuration]:
     for core in CORES[1:]:
         constants = {"SHIFTED": True, "PAIRS": 32, "UNITS": 64, "CORE": CORES.index(core)}
         yield Configuration("connectivity", f"wide, {core}", activations, constants, _TYPES, 4, 2)
-    constants = {"ROWS": 64, "INS": 32, "OUTS": 64, "PRECISION": ""}
-    yield Configuration("connectivity", "wide, product", products, constants, _TYPES, 4, 2)
     yield Configuration("connectivity", "wide, sums", sums, {"PAIRS": 32, "OUTS": 32}, _TYPES, 4, 2)
 
 

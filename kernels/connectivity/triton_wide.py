@@ -65,34 +65,6 @@ def activations(
 
 
 @triton.jit
-def products(
-    a,
-    weights,
-    out,
-    n_rows,
-    n_in,
-    n_out,
-    ROWS: tl.constexpr,
-    INS: tl.constexpr,
-    OUTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """out = a times weights: (n_rows, n_in) by (n_in, n_out)."""
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    outs = tl.program_id(1) * OUTS + tl.arange(0, OUTS)
-    total = tl.zeros((ROWS, OUTS), tl.float32)
-    for first in range(0, n_in, INS):
-        ins = first + tl.arange(0, INS)
-        mask_a = (rows < n_rows)[:, None] & (ins < n_in)[None, :]
-        mask_w = (ins < n_in)[:, None] & (outs < n_out)[None, :]
-        part = tl.load(a + rows[:, None] * n_in + ins[None, :], mask=mask_a, other=0.0)
-        w = tl.load(weights + ins.to(tl.int64)[:, None] * n_out + outs[None, :], mask=mask_w, other=0.0)
-        total = tl.dot(part, w, total, input_precision=PRECISION)
-    mask = (rows < n_rows)[:, None] & (outs < n_out)[None, :]
-    tl.store(out + rows[:, None] * n_out + outs[None, :], total, mask=mask)
-
-
-@triton.jit
 def sums(
     u,
     y_high,

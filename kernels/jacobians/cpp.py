@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,28 +24,27 @@ def jacobians(problem: Problem) -> ChainMaps:
 class ChainMaps:
     """The local maps of a chain."""
 
+    single = False
+
     def __init__(self, chain: Chain, threads: int, isa: str = "") -> None:
         self._chain, self._threads, self._isa = chain, threads, isa
         self._slopes: dict[torch.dtype, Any] = {}
-        self._reverse = _from_outputs(chain)
-        n_first = len(chain.first[0]) if chain.first is not None and chain.layers else chain.n_in
-        self._narrowed = self._reverse and n_first < chain.n_in
-        self.n_columns = n_first if self._narrowed else chain.n_in
+        self.n_columns = chain.n_in if chain.narrowed is None else len(chain.narrowed)
 
     def jacobians(self, samples: Tensor) -> Tensor:
         return self._swept(samples, to_last=False)
 
     def isometric(self, samples: Tensor) -> Tensor:
-        return self._swept(samples, to_last=self._narrowed)
+        return self._swept(samples, to_last=self._chain.narrowed is not None)
 
     def grams(self, samples: Tensor) -> Tensor | None:
         chain, x = self._chain, samples.detach().flatten(1).contiguous()
-        rows, columns = (chain.n_out, self.n_columns) if self._reverse else (chain.n_in, chain.n_out)
+        rows, columns = (chain.n_out, self.n_columns) if chain.from_outputs else (chain.n_in, chain.n_out)
         if not chain.layers or rows > columns or rows * columns * x.element_size() > _LARGEST_GRAM:
             return None
         out = torch.empty(len(x), rows, rows, dtype=torch.float64)
         if len(x):
-            self._of(x.dtype).grams(x.numpy(), self._narrowed, out.numpy(), self._threads)
+            self._of(x.dtype).grams(x.numpy(), chain.narrowed is not None, out.numpy(), self._threads)
         return out
 
     def _swept(self, samples: Tensor, to_last: bool) -> Tensor:
@@ -60,17 +58,10 @@ class ChainMaps:
         return out
 
     def _of(self, dtype: torch.dtype) -> Any:
+        chain = self._chain
         if dtype not in self._slopes:
-            self._slopes[dtype] = slopes_of(self._chain, dtype, last=self._factor, reverse=self._reverse, isa=self._isa)
+            self._slopes[dtype] = slopes_of(chain, dtype, last=chain.narrowed, reverse=chain.from_outputs, isa=self._isa)
         return self._slopes[dtype]
-
-    @cached_property
-    def _factor(self) -> np.ndarray | None:
-        """R of the first map W = R' Q', Q with orthonormal columns: A = B W is B R' in coordinates in which there are fewer."""
-        if not self._narrowed:
-            return None
-        assert self._chain.first is not None
-        return np.asarray(np.linalg.qr(self._chain.first[0].T, mode="r"))
 
 
 def slopes_of(chain: Chain, dtype: torch.dtype, *, last: np.ndarray | None = None, reverse: bool = True, isa: str = "") -> Any:
@@ -96,11 +87,3 @@ def _breakpoints(activation: Activation) -> np.ndarray:
     if activation.piecewise_linear and activation.name != "identity":
         return breakpoints_of(activation)
     return np.zeros(0 if activation.name == "identity" else 1)
-
-
-def _from_outputs(chain: Chain) -> bool:
-    """Whether a sweep from the outputs takes no more products than one from the inputs."""
-    between = sum(layer.weight.size for layer in chain.layers[:-1] if layer.weight is not None)
-    first = chain.first[0].size if chain.first is not None else 0
-    last = chain.layers[-1].weight.size if chain.layers and chain.layers[-1].weight is not None else 0
-    return chain.n_out * (between + first) <= chain.n_in * (between + last)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lmn.kernels.activations import Activation
@@ -47,6 +49,29 @@ class Chain:
     first: tuple[np.ndarray, np.ndarray] | None
     layers: tuple[SlopeLayer, ...]
 
+    @property
+    def units(self) -> list[int]:
+        """Of each layer."""
+        first = self.n_in if self.first is None else len(self.first[0])
+        return [first, *(len(layer.bias) for layer in self.layers[:-1])] if self.layers else []
+
+    @property
+    def from_outputs(self) -> bool:
+        """Whether a sweep from the outputs takes no more products than one from the inputs."""
+        between = sum(layer.weight.size for layer in self.layers[:-1] if layer.weight is not None)
+        first = self.first[0].size if self.first is not None else 0
+        last = self.layers[-1].weight.size if self.layers and self.layers[-1].weight is not None else 0
+        return self.n_out * (between + first) <= self.n_in * (between + last)
+
+    @cached_property
+    def narrowed(self) -> np.ndarray | None:
+        """R of the first map W = R' Q', Q with orthonormal columns, (n_columns, n_units), where it is used and has fewer rows
+        than W has columns: A = B W is B R' in coordinates in which there are fewer.
+        """
+        if not self.from_outputs or self.first is None or not self.layers or len(self.first[0]) >= self.n_in:
+            return None
+        return np.asarray(np.linalg.qr(self.first[0].T, mode="r"))
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -55,8 +80,10 @@ class Problem:
     Attributes
     ----------
     chain : Chain or None
-        The tail's arrays where it is a chain and the samples are on the CPU.
+        The tail's arrays where it is a chain.
     why_no_chain : str
+    device, dtype
+        The samples'.
     tail : callable
         (n, ...) to (n, n_out), differentiable, in the dtype of its argument, which it may overwrite.
     n_in, n_out : int
@@ -72,6 +99,8 @@ class Problem:
 
     chain: Chain | None
     why_no_chain: str
+    device: torch.device
+    dtype: torch.dtype
     tail: Callable[[Tensor], Tensor]
     n_in: int
     n_out: int
@@ -88,9 +117,12 @@ class LocalMaps(Protocol):
     ----------
     n_columns : int
         Of the Jacobians in isometric coordinates, at most n_in.
+    single : bool
+        Whether those of float32 samples are computed in float32, though those of float64 samples are not by the same means.
     """
 
     n_columns: int
+    single: bool
 
     def jacobians(self, samples: Tensor) -> Tensor:
         """(n, ...) to A, (n, n_out, n_in), in the dtype of the samples."""

@@ -13,6 +13,8 @@ def jacobians(problem: Problem) -> ReferenceMaps:
 
 
 class ReferenceMaps:
+    single = False
+
     def __init__(self, problem: Problem) -> None:
         self._problem, self.n_columns = problem, problem.n_in
 

@@ -21,6 +21,8 @@ def jacobians(problem: Problem) -> TailMaps:
 class TailMaps:
     """The local maps of a tail."""
 
+    single = False
+
     def __init__(self, problem: Problem) -> None:
         self._problem, self.n_columns = problem, problem.n_in
         self._forward = problem.forward and problem.n_in < problem.n_out

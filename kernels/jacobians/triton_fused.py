@@ -1,0 +1,133 @@
+"""The Triton kernel of Jacobians of narrow chains: a tile of points forward in registers, then the rows of their Jacobians.
+
+A row of a Jacobian is taken for all points of the tile at once; or, where the inner products of rows are wanted, all rows of
+one point after the other. Either way a tile of 16 rows goes through the chain's matrices, which come from the cache, and is
+multiplied by slopes in between.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lmn.kernels.triton_chain import first_map, slopes_of
+
+STORED, GRAM = tl.constexpr(0), tl.constexpr(1)
+
+
+@triton.jit
+def _through(rows, matrices, number, columns, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
+    w = tl.load(matrices + number * WIDTH * WIDTH + columns[:, None] * WIDTH + columns[None, :])
+    return tl.dot(rows, w, input_precision=PRECISION)
+
+
+@triton.jit
+def _swept(rows, s1, s2, s3, matrices, columns, DEPTH: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
+    """Rows, (POINTS, WIDTH), through the matrices between the slopes, (POINTS, WIDTH) or (1, WIDTH), up to the last of them."""
+    if DEPTH > 1:
+        rows = _through(rows, matrices, 0, columns, WIDTH, PRECISION) * s1
+    if DEPTH > 2:
+        rows = _through(rows, matrices, 1, columns, WIDTH, PRECISION) * s2
+    if DEPTH > 3:
+        rows = _through(rows, matrices, 2, columns, WIDTH, PRECISION) * s3
+    return rows
+
+
+@triton.jit
+def _of_point(slopes, which, POINTS: tl.constexpr):
+    """One point's slopes, (1, WIDTH)."""
+    return tl.sum(tl.where((tl.arange(0, POINTS) == which)[:, None], slopes, 0.0), axis=0)[None, :]
+
+
+@triton.jit
+def fused(
+    x,
+    first,
+    first_bias,
+    weights,
+    biases,
+    scales,
+    straights,
+    parameters,
+    start,
+    matrices,
+    end,
+    out,
+    n_points,
+    n_in,
+    n_rows,
+    n_columns,
+    row_stride,
+    column_stride,
+    nothing,
+    REVERSE: tl.constexpr,
+    ENDS: tl.constexpr,
+    MODE: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDTH: tl.constexpr,
+    POINTS: tl.constexpr,
+    INS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CORE0: tl.constexpr,
+    CORE1: tl.constexpr,
+    CORE2: tl.constexpr,
+    CORE3: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Of a tile of points x, (n_points, n_in): the Jacobians, (n_points, n_rows, n_columns) at the given strides; or the inner
+    products of their rows, at most POINTS, (n_points, n_rows, n_rows).
+
+    first (n_in, WIDTH), weights (DEPTH - 1, WIDTH, WIDTH) and what goes with them are of the forward pass; start
+    (n_rows, WIDTH), matrices (DEPTH - 1, WIDTH, WIDTH) and, with ENDS, end (WIDTH, n_columns) of the sweep, in its order.
+    ``nothing`` is 0: loads that look the same in each round of a loop would be moved out of it, and take registers all at once.
+    """
+    points = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
+    present = points < n_points
+    columns = tl.arange(0, WIDTH)
+    z = first_map(x, first, first_bias, points, present, n_in, columns, WIDTH, POINTS, INS, PRECISION)
+    s0, s1, s2, s3 = slopes_of(
+        z, weights, biases, scales, straights, parameters, columns, DEPTH, WIDTH, CORE0, CORE1, CORE2, CORE3, PRECISION
+    )
+    if REVERSE and DEPTH == 2:
+        s0, s1 = s1, s0
+    if REVERSE and DEPTH == 3:
+        s0, s2 = s2, s0
+    if REVERSE and DEPTH == 4:
+        s0, s1, s2, s3 = s3, s2, s1, s0
+    if MODE == STORED:
+        of_point = out + points[:, None] * n_rows * n_columns
+        for row in range(n_rows):
+            here = matrices + row * nothing
+            rows = tl.load(start + row * WIDTH + columns)[None, :] * s0
+            rows = _swept(rows, s1, s2, s3, here, columns, DEPTH, WIDTH, PRECISION)
+            if ENDS:
+                for begin in range(0, n_columns, COLUMNS):
+                    at = begin + tl.arange(0, COLUMNS)
+                    w = tl.load(end + columns[:, None] * n_columns + at[None, :], mask=(at < n_columns)[None, :], other=0.0)
+                    values = tl.dot(rows, w, input_precision=PRECISION)
+                    place = of_point + row * row_stride + at[None, :] * column_stride
+                    tl.store(place, values, mask=present[:, None] & (at < n_columns)[None, :])
+            else:
+                place = of_point + row * row_stride + columns[None, :] * column_stride
+                tl.store(place, rows, mask=present[:, None] & (columns < n_columns)[None, :])
+    else:
+        row = tl.arange(0, POINTS)
+        begins = tl.load(start + row[:, None] * WIDTH + columns[None, :], mask=(row < n_rows)[:, None], other=0.0)
+        square = (row < n_rows)[:, None] & (row < n_rows)[None, :]
+        for which in range(POINTS):
+            here = matrices + which * nothing
+            rows = begins * _of_point(s0, which, POINTS)
+            p1, p2, p3 = _of_point(s1, which, POINTS), _of_point(s2, which, POINTS), _of_point(s3, which, POINTS)
+            rows = _swept(rows, p1, p2, p3, here, columns, DEPTH, WIDTH, PRECISION)
+            gram = tl.zeros((POINTS, POINTS), tl.float32)
+            if ENDS:
+                for begin in range(0, n_columns, COLUMNS):
+                    at = begin + tl.arange(0, COLUMNS)
+                    w = tl.load(end + columns[:, None] * n_columns + at[None, :], mask=(at < n_columns)[None, :], other=0.0)
+                    values = tl.dot(rows, w, input_precision=PRECISION)
+                    gram = tl.dot(values, tl.trans(values), gram, input_precision=PRECISION)
+            else:
+                gram = tl.dot(rows, tl.trans(rows), gram, input_precision=PRECISION)
+            point = tl.program_id(0).to(tl.int64) * POINTS + which
+            place = out + point * n_rows * n_rows + row[:, None] * n_rows + row[None, :]
+            tl.store(place, gram, mask=square & (point < n_points))

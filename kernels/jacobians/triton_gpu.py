@@ -1,0 +1,235 @@
+"""Chains on the GPU, by Triton: narrow ones in one kernel, others a layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+
+from lmn.kernels.activations import CORES
+from lmn.kernels.jacobians.problem import Chain, Problem
+from lmn.kernels.jacobians.torch_eager import TailMaps
+from lmn.kernels.jacobians.triton_fused import GRAM, STORED, fused
+from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, NarrowChain, on, product, warps_for
+from lmn.kernels.triton_products import PLAIN, SLOPED, WITH_SLOPES
+from lmn.kernels.triton_report import Configuration
+from lmn.kernels.triton_targets import precision_of
+
+INS, COLUMNS = 16, 32
+_SCRATCH_BYTES = 1 << 26  # of the rows between two products of a wide chain
+
+
+def jacobians(problem: Problem) -> TritonMaps:
+    assert problem.chain is not None
+    return TritonMaps(problem.chain, problem.device, TailMaps(problem))
+
+
+class TritonMaps:
+    """The local maps of a chain; of float64 samples those of the tail."""
+
+    single = True
+
+    def __init__(self, chain: Chain, device: torch.device, tail: TailMaps | None = None) -> None:
+        self._chain, self._device, self._tail = chain, device, tail
+        self._narrow = NarrowChain.of(chain, device)
+        self._padded_of: dict[Sweep, dict[str, Tensor]] = {}
+        self._placed_of: dict[Sweep, list[Tensor]] = {}
+        self.n_columns = chain.n_in if chain.narrowed is None else len(chain.narrowed)
+
+    def jacobians(self, samples: Tensor) -> Tensor:
+        if samples.dtype == torch.float64 and self._tail is not None:
+            return self._tail.jacobians(samples)
+        if not self._chain.layers:
+            weight = np.eye(self._chain.n_in) if self._chain.first is None else self._chain.first[0]
+            return on(self._device, weight).expand(len(samples), -1, -1).clone()
+        return self._swept(samples, self._to_inputs)
+
+    def isometric(self, samples: Tensor) -> Tensor:
+        if samples.dtype == torch.float64 or self._chain.narrowed is None:
+            return self.jacobians(samples)
+        return self._swept(samples, self._isometric)
+
+    def grams(self, samples: Tensor, /) -> Tensor | None:
+        if self._narrow is None or samples.dtype == torch.float64:
+            return None
+        sweep = self._isometric
+        if sweep.n_rows > min(POINTS, sweep.n_columns):
+            return None
+        out = torch.empty(len(samples), sweep.n_rows, sweep.n_rows, device=self._device)
+        self._fused(self._narrow, sweep, samples, out, GRAM.value)
+        return out.double()
+
+    @cached_property
+    def _to_inputs(self) -> Sweep:
+        return _sweep(self._chain, narrowed=False)
+
+    @cached_property
+    def _isometric(self) -> Sweep:
+        return self._to_inputs if self._chain.narrowed is None else _sweep(self._chain, narrowed=True)
+
+    def _swept(self, samples: Tensor, sweep: Sweep) -> Tensor:
+        shape = (sweep.n_rows, sweep.n_columns) if sweep.reverse else (sweep.n_columns, sweep.n_rows)
+        out = torch.empty(len(samples), *shape, device=self._device)
+        if self._narrow is not None:
+            self._fused(self._narrow, sweep, samples, out, STORED.value)
+        else:
+            self._wide(sweep, samples.flatten(1).contiguous(), out)
+        return out
+
+    def _fused(self, narrow: NarrowChain, sweep: Sweep, samples: Tensor, out: Tensor, mode: int) -> None:
+        if not len(samples):
+            return
+        fused[(triton.cdiv(len(samples), POINTS),)](
+            x=samples.detach().flatten(1).contiguous(),
+            first=narrow.first,
+            first_bias=narrow.first_bias,
+            **narrow.forward,
+            **self._padded(narrow, sweep),
+            out=out,
+            n_points=len(samples),
+            n_in=self._chain.n_in,
+            n_rows=sweep.n_rows,
+            n_columns=sweep.n_columns,
+            row_stride=sweep.n_columns if sweep.reverse else 1,
+            column_stride=1 if sweep.reverse else sweep.n_rows,
+            nothing=0,
+            REVERSE=sweep.reverse,
+            ENDS=sweep.end is not None,
+            MODE=mode,
+            DEPTH=narrow.depth,
+            WIDTH=narrow.width,
+            POINTS=POINTS,
+            INS=INS,
+            COLUMNS=COLUMNS,
+            **narrow.cores,
+            PRECISION=precision_of(self._device),
+            num_warps=narrow.warps,
+            num_stages=1,
+        )
+
+    def _wide(self, sweep: Sweep, x: Tensor, out: Tensor) -> None:
+        widest = max(sweep.n_columns, *self._chain.units)
+        some = max(1, _SCRATCH_BYTES // (4 * widest * sweep.n_rows))
+        for part, to in zip(x.split(some), out.split(some), strict=True):
+            slopes = self._slopes(part)
+            slopes = slopes[::-1] if sweep.reverse else slopes
+            start, *matrices = self._placed(sweep)
+            rows = start[None] * slopes[0][:, None]
+            for number, matrix in enumerate(matrices):
+                ends = sweep.end is not None and number + 1 == len(matrices)
+                made = torch.empty(len(part), sweep.n_rows, matrix.shape[1], device=self._device)
+                if ends:
+                    rows = product(rows, matrix, made, epilogue=PLAIN.value)
+                else:
+                    of_point = slopes[number + 1]
+                    rows = product(rows, matrix, made, epilogue=SLOPED.value, rows_a_point=sweep.n_rows, slopes=of_point)
+            to.copy_(rows if sweep.reverse else rows.mT)
+
+    def _padded(self, narrow: NarrowChain, sweep: Sweep) -> dict[str, Tensor]:
+        if sweep not in self._padded_of:
+            self._padded_of[sweep] = sweep.padded(narrow)
+        return self._padded_of[sweep]
+
+    def _placed(self, sweep: Sweep) -> list[Tensor]:
+        """Its matrices on the device."""
+        if sweep not in self._placed_of:
+            matrices = [sweep.start, *sweep.matrices, *([] if sweep.end is None else [sweep.end])]
+            self._placed_of[sweep] = [on(self._device, matrix) for matrix in matrices]
+        return self._placed_of[sweep]
+
+    def _slopes(self, x: Tensor) -> list[Tensor]:
+        """Of all layers at some points, each (n, units), by a product a layer."""
+        values, found = x, list[Tensor]()
+        for layer in self._forward:
+            out, slopes = (torch.empty(len(x), len(layer["bias"]), device=self._device) for _ in range(2))
+            values = product(values, out=out, slopes=slopes, epilogue=WITH_SLOPES.value, **layer)
+            found.append(slopes)
+        return found
+
+    @cached_property
+    def _forward(self) -> list[dict[str, Any]]:
+        """Of each layer, the affine map before it and its activation, as ``product`` takes them."""
+        chain = self._chain
+        weight, bias = (np.eye(chain.n_in), np.zeros(chain.n_in)) if chain.first is None else chain.first
+        found = []
+        for layer in chain.layers:
+            act = layer.activation
+            scales, straights = act.by_unit(len(bias))
+            arrays = {"weights": weight.T, "bias": bias, "scales": scales, "straights": straights}
+            numbers = {"core": act.core_index, "p0": float(act.p0), "p1": float(act.p1), "kink": float(act.kink)}
+            found.append({name: on(self._device, value) for name, value in arrays.items()} | numbers)
+            if layer.weight is not None:
+                weight, bias = layer.weight, layer.bias + act.constant * layer.weight.sum(axis=1)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The product of a chain's matrices, from the side with fewer rows: start, slopes, matrix, slopes, .., slopes, end.
+
+    Attributes
+    ----------
+    reverse : bool
+        Whether its rows are outputs, and not inputs.
+    start : ndarray of shape (n_rows, units)
+    matrices : list of ndarray
+        Between slopes, in the sweep's order, (units, next units).
+    end : ndarray of shape (units, n_columns), or None
+    """
+
+    reverse: bool
+    start: np.ndarray
+    matrices: list[np.ndarray]
+    end: np.ndarray | None
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.start)
+
+    @property
+    def n_columns(self) -> int:
+        last = self.end if self.end is not None else self.matrices[-1] if self.matrices else self.start
+        return int(last.shape[1])
+
+    def padded(self, narrow: NarrowChain) -> dict[str, Tensor]:
+        """Its matrices as the fused kernel takes them."""
+        width = narrow.width
+        end = np.zeros((1, 1)) if self.end is None else self.end
+        return {
+            "start": narrow.padded(self.start, self.n_rows, width),
+            "matrices": narrow.stacked(self.matrices),
+            "end": narrow.padded(end, width, end.shape[1]),
+        }
+
+
+def _sweep(chain: Chain, narrowed: bool) -> Sweep:
+    between = [layer.weight for layer in chain.layers[:-1] if layer.weight is not None]
+    units, last = chain.units, chain.layers[-1].weight
+    first = None if chain.first is None else chain.first[0]
+    if chain.from_outputs:
+        end = chain.narrowed.T if narrowed and chain.narrowed is not None else first
+        return Sweep(True, np.eye(units[-1]) if last is None else last, between[::-1], end)
+    start = np.eye(chain.n_in) if first is None else first.T
+    return Sweep(False, start, [weight.T for weight in between], None if last is None else last.T)
+
+
+# ---- for the report ----------------------------------------------------------------------------------------------------
+
+_INTEGERS = ("n_points", "n_in", "n_rows", "n_columns", "row_stride", "column_stride", "nothing")
+
+
+def configurations() -> Iterator[Configuration]:
+    types = dict.fromkeys(_INTEGERS, "i32")
+    for core in ("abs", "mish"):
+        for label, mode in (("stored", STORED), ("inner products", GRAM)):
+            constants = {"REVERSE": True, "ENDS": True, "MODE": mode.value, "DEPTH": MOST_DEPTH, "WIDTH": MOST_WIDTH}
+            constants |= {"POINTS": POINTS, "INS": INS, "COLUMNS": COLUMNS, "PRECISION": ""}
+            constants |= dict.fromkeys(("CORE0", "CORE1", "CORE2", "CORE3"), CORES.index(core))
+            of = f"{MOST_DEPTH} x {MOST_WIDTH} {core}, {label}"
+            yield Configuration("jacobians", of, fused, constants, types, warps_for([core]), 1)

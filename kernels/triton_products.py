@@ -1,0 +1,63 @@
+"""Matrix products in Triton for layers that are too wide for one kernel, with what comes after them done on the way out."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lmn.kernels.cores_triton import core_with_slope
+
+PLAIN, WITH_SLOPES, SLOPED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def products(
+    a,
+    weights,
+    out,
+    bias,
+    scales,
+    straights,
+    slopes,
+    p0,
+    p1,
+    kink,
+    n_rows,
+    n_in,
+    n_out,
+    rows_a_point,
+    EPILOGUE: tl.constexpr,
+    CORE: tl.constexpr,
+    ROWS: tl.constexpr,
+    INS: tl.constexpr,
+    OUTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out = a times weights, (n_rows, n_in) by (n_in, n_out), and with it as its epilogue says:
+
+    WITH_SLOPES: plus a bias, and through the activation after it, whose slopes go to ``slopes``, of the shape of out; SLOPED:
+    each row times the slopes, (n_rows // rows_a_point, n_out), of its point.
+    """
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    outs = tl.program_id(1) * OUTS + tl.arange(0, OUTS)
+    total = tl.zeros((ROWS, OUTS), tl.float32)
+    for first in range(0, n_in, INS):
+        ins = first + tl.arange(0, INS)
+        mask_a = (rows < n_rows)[:, None] & (ins < n_in)[None, :]
+        mask_w = (ins < n_in)[:, None] & (outs < n_out)[None, :]
+        part = tl.load(a + rows[:, None] * n_in + ins[None, :], mask=mask_a, other=0.0)
+        w = tl.load(weights + ins.to(tl.int64)[:, None] * n_out + outs[None, :], mask=mask_w, other=0.0)
+        total = tl.dot(part, w, total, input_precision=PRECISION)
+    mask = (rows < n_rows)[:, None] & (outs < n_out)[None, :]
+    place = rows[:, None] * n_out + outs[None, :]
+    if EPILOGUE == SLOPED:
+        of_point = (rows // rows_a_point)[:, None] * n_out + outs[None, :]
+        total *= tl.load(slopes + of_point, mask=mask, other=0.0)
+    elif EPILOGUE == WITH_SLOPES:
+        total += tl.load(bias + outs, mask=outs < n_out, other=0.0)[None, :]
+        scale = tl.load(scales + outs, mask=outs < n_out, other=0.0)[None, :]
+        straight = tl.load(straights + outs, mask=outs < n_out, other=0.0)[None, :]
+        value, slope = core_with_slope(total, p0, p1, kink, CORE)
+        tl.store(slopes + place, scale * slope + straight, mask=mask)
+        total = scale * value + straight * total
+    tl.store(out + place, total, mask=mask)

@@ -1,0 +1,115 @@
+"""The Triton kernels of Jacobians in Triton's interpreter against torch.func.jacrev in float64."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_jacobians import chain_of
+from torch import Tensor, nn
+
+import lmn
+from lmn.kernels.activations import ACTIVATIONS
+from lmn.kernels.jacobians.triton_gpu import TritonMaps
+from lmn.kernels.triton_host import NarrowChain
+
+CPU = torch.device("cpu")
+ODD = (1, 2, 17, 33, 100)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kernel does not write is not a number."""
+    empty: Callable[..., Tensor] = torch.empty
+
+    def poisoned(*shape: Any, **options: Any) -> Tensor:
+        made = empty(*shape, **options)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+def check(widths: tuple[int, ...], act: str, n: int, fused: bool) -> None:
+    """All that is made of a chain's maps."""
+    chain, function = chain_of(act, widths)
+    maps = TritonMaps(chain, CPU)
+    assert (NarrowChain.of(chain, CPU) is not None) == fused
+    x = torch.randn(n, widths[0], generator=torch.Generator().manual_seed(0))
+    a = torch.func.vmap(torch.func.jacrev(function))(x.double())
+    size = float(a.abs().max())
+
+    def off(got: Tensor, expected: Tensor) -> Tensor:
+        return ((got.double() - expected).abs() > 1e-5 * float(expected.abs().max())).flatten(1).any(1)
+
+    assert size > 0
+    wrong = off(maps.jacobians(x), a)
+    if chain.narrowed is not None:
+        isometric = maps.isometric(x).double()
+        wrong |= off(isometric @ isometric.mT, a @ a.mT)
+    grams = maps.grams(x)
+    if grams is not None:
+        wrong |= off(grams, a @ a.mT if chain.from_outputs else a.mT @ a)
+    assert wrong.sum() <= 1  # a unit within rounding of a kink may be on either side
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_jacobians_for_every_activation(act: str) -> None:
+    check((20, 7, 9, 3), act, 5, fused=True)
+
+
+@pytest.mark.parametrize("widths", [(9, 33, 4), (3, 17, 9, 20), (40, 20, 17, 33, 5), (5, 16, 17, 18, 64, 2)], ids=len)
+@pytest.mark.parametrize("act", ["relu", "gelu"])
+def test_jacobians_for_every_depth(widths: tuple[int, ...], act: str) -> None:
+    check(widths, act, 5, fused=True)
+
+
+@pytest.mark.parametrize("n", ODD)
+def test_jacobians_of_any_number_of_points(n: int) -> None:
+    check((5, 9, 3), "silu", n, fused=True)
+
+
+@pytest.mark.parametrize("size", ODD)
+def test_jacobians_of_any_sizes(size: int) -> None:
+    """Tiles are larger than the data in each dimension, or no multiple of it."""
+    check((size, 20, 2), "silu", 3, fused=True)
+    check((3, 20, size), "silu", 3, fused=True)
+    check((3, size, 2), "silu", 3, fused=size <= 64)
+
+
+@pytest.mark.parametrize("widths", [(5, 200, 70, 3), (5, 30, 65, 20, 3), (4, 17, 100, 40), (3, 8, 8, 8, 8, 8, 2)], ids=str)
+@pytest.mark.parametrize("act", ["relu", "tanh"])
+def test_jacobians_of_chains_too_wide_or_deep_for_one_kernel(widths: tuple[int, ...], act: str) -> None:
+    check(widths, act, 3, fused=False)
+
+
+@pytest.mark.parametrize("width", [20, 80])
+def test_a_chain_that_starts_and_ends_in_an_activation(width: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Tanh(), nn.Linear(width, 20), nn.SiLU(), nn.Linear(20, 7), nn.Tanh())
+    x = torch.randn(9, width)
+    expected = torch.func.vmap(torch.func.jacrev(model))(x)
+    torch.testing.assert_close(lmn.jacobians(model, x, backend="triton", progress=False), expected, rtol=0, atol=1e-6)
+
+
+def test_an_affine_model_has_one_map() -> None:
+    model, x = nn.Linear(3, 2), torch.randn(5, 3)
+    got = lmn.jacobians(model, x, backend="triton", progress=False)
+    torch.testing.assert_close(got, model.weight.detach().expand(5, -1, -1))
+
+
+def test_reductions_are_those_of_the_maps() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 20), nn.GELU(), nn.Linear(20, 4)), torch.randn(20, 6)
+    names = ("frobenius_norm", "spectral_norm", "effective_rank", "effective_linear_maps")
+    got = lmn.jacobians(model, x, reduce=names, backend="triton", progress=False)
+    expected = lmn.jacobians(model.double(), x.double(), reduce=names, backend="torch", progress=False)
+    for name in names:
+        torch.testing.assert_close(
+            torch.as_tensor(got[name]).double(), torch.as_tensor(expected[name]).double(), rtol=1e-5, atol=0
+        )
+
+
+def test_float64_is_declined() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    with pytest.raises(lmn.LmnError, match="it computes in float32, and the samples are float64"):
+        lmn.jacobians(model, torch.randn(5, 3).double(), backend="triton", progress=False)
