@@ -321,7 +321,9 @@ def test_something_else_is_no_model() -> None:
 
 
 def problem_of(tail: Any) -> Problem:
-    return Problem(None, "", tail, n_in=2, n_out=4, batch=8, double=True, forward=True, threads=1)
+    return Problem(
+        None, "", torch.device("cpu"), torch.float32, tail, n_in=2, n_out=4, batch=8, double=True, forward=True, threads=1
+    )
 
 
 @pytest.mark.parametrize("error", [KeyError, TypeError, AttributeError, NotImplementedError, RuntimeError, ValueError])
@@ -356,7 +358,7 @@ def tail(x):
     warnings.warn("the model's own", DeprecationWarning)
     return torch.tanh(x @ torch.ones(2, 4))
 
-problem = Problem(None, "", tail, n_in=2, n_out=4, batch=8, double=True, forward=True, threads=1)
+problem = Problem(None, "", torch.device("cpu"), torch.float32, tail, n_in=2, n_out=4, batch=8, double=True, forward=True, threads=1)
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     maps = TailMaps(problem)
@@ -365,7 +367,7 @@ assert maps._forward
 assert [str(w.message) for w in seen] == ["the model's own"], [str(w.message) for w in seen]
 with warnings.catch_warnings():
     warnings.simplefilter("error")
-    TailMaps(Problem(None, "", torch.tanh, 2, 2, 8, True, True, 1)).jacobians(torch.randn(3, 2))
+    TailMaps(Problem(None, "", torch.device("cpu"), torch.float32, torch.tanh, 2, 2, 8, True, True, 1)).jacobians(torch.randn(3, 2))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
