@@ -358,7 +358,8 @@ def tail(x):
     warnings.warn("the model's own", DeprecationWarning)
     return torch.tanh(x @ torch.ones(2, 4))
 
-problem = Problem(None, "", torch.device("cpu"), torch.float32, tail, n_in=2, n_out=4, batch=8, double=True, forward=True, threads=1)
+where = torch.device("cpu"), torch.float32
+problem = Problem(None, "", *where, tail, n_in=2, n_out=4, batch=8, double=True, forward=True, threads=1)
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     maps = TailMaps(problem)
@@ -367,7 +368,7 @@ assert maps._forward
 assert [str(w.message) for w in seen] == ["the model's own"], [str(w.message) for w in seen]
 with warnings.catch_warnings():
     warnings.simplefilter("error")
-    TailMaps(Problem(None, "", torch.device("cpu"), torch.float32, torch.tanh, 2, 2, 8, True, True, 1)).jacobians(torch.randn(3, 2))
+    TailMaps(Problem(None, "", *where, torch.tanh, 2, 2, 8, True, True, 1)).jacobians(torch.randn(3, 2))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
