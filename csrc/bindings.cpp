@@ -265,10 +265,12 @@ py::array rasterise(const Array& cuts, const py::array_t<int64_t, py::array::c_s
     for (py::ssize_t i = 0; i < children.size(); ++i) n_regions = std::max(n_regions, -children.data()[i]);  // ~region + 1
     require(values.ndim() >= 1 && (values.flags() & py::array::c_style) && values.shape(0) >= n_regions,
             "values are contiguous, one a region");
+    require(!values.dtype().attr("hasobject").cast<bool>(), "values are numbers");
     lmn::Raster raster{};
     for (size_t d = 0; d < dimension; ++d) {
         require(shape[d] >= 1 && shape[d] < (py::ssize_t(1) << 31), "a grid has points, and fewer than 2^31 an axis");
         raster.count[d] = shape[d];
+        require(step[d] >= 0, "points are in ascending order");
         raster.first[d] = first[d];
         raster.step[d] = step[d];
     }
@@ -433,7 +435,8 @@ py::tuple take_patterns(lmn::PatternSet& set, std::optional<Longs>& keys) {
 
 // ---- derivatives ---------------------------------------------------------------------------------------------------
 
-// A layer as Python gives it: core, p0, p1, kink, scale, slope, breakpoints, weights (None where the chain ends in it), bias.
+// A layer as Python gives it: core, p0, p1, kink, scale, slope, breakpoints, weights (None where the chain ends in it), bias,
+// whether its slope is zero on an interval.
 using SlopeLayer = std::tuple<int, double, double, double, Array, Array, Array, std::optional<Array>, Array, bool>;
 
 constexpr py::ssize_t kMostBreakpoints = 32;  // of an activation: two bits each in a word

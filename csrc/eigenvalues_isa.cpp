@@ -12,8 +12,9 @@ using M = IntVec<double>;
 inline constexpr int kGroup = kLanes<double>;
 inline constexpr int kGroups = 4;     // of matrices, in one call
 inline constexpr int kSideBySide = 4;  // bisections
-inline constexpr int kHalvings = 56;  // of an interval that is at most six times as long as the matrix's largest entry
+inline constexpr int kHalvings = 56;  // of an interval that is at most six times as long as the largest absolute eigenvalue
 inline constexpr double kLeastPivot = 1e-290;
+inline constexpr double kLeastTail = 1e-290;  // less is nothing beside a matrix of size 1, and has no inverse
 
 inline V chosen(M mask, V a, V b) { return mask ? a : b; }
 
@@ -48,7 +49,7 @@ void reduce(V* a, int n, Tridiagonal& to, V* v, V* w) {
         V tail{};
         for (int i = j + 2; i < n; ++i) tail += at(i, j) * at(i, j);
         const V x = at(j + 1, j), norm = root(tail + x * x);
-        const V entry = chosen(tail > 0, chosen(x > 0, -norm, norm), x);
+        const V entry = chosen(tail > kLeastTail, chosen(x > 0, -norm, norm), x);
         const V next = absolute<double>(entry);
         to.squares[j + 1] = entry * entry;
         widen(j, beside, next);
@@ -58,7 +59,7 @@ void reduce(V* a, int n, Tridiagonal& to, V* v, V* w) {
         v[j + 1] = x - entry;
         for (int i = j + 2; i < n; ++i) v[i] = at(i, j);
         const V size = tail + v[j + 1] * v[j + 1];
-        const V tau = chosen(tail > 0, 2 / chosen(tail > 0, size, V{} + 1), V{});
+        const V tau = chosen(tail > kLeastTail, 2 / chosen(tail > kLeastTail, size, V{} + 1), V{});
         V along{};
         for (int i = j + 1; i < n; ++i) {
             V sum{};
@@ -134,9 +135,9 @@ void largest(const double* matrices, int count, int n, int wanted, double* out, 
         for (int i = 0; i < n; ++i)
             for (int j = 0; j <= i; ++j) size = maximum(size, absolute<double>(a[i * n + j]));
         group.scale = size;
-        const V inverse = chosen(size > 0, 1 / chosen(size > 0, size, V{} + 1), V{});
+        const V divisor = chosen(size > 0, size, V{} + 1);
         for (int i = 0; i < n; ++i)
-            for (int j = 0; j <= i; ++j) a[i * n + j] *= inverse;
+            for (int j = 0; j <= i; ++j) a[i * n + j] /= divisor;
         reduce(a, n, group, v, w);
     }
     for (int first = 0; first < used * wanted; first += kSideBySide) {

@@ -1,4 +1,5 @@
-// The kernel of Jacobians for one instruction set: a tile of points forward, then the Jacobian's rows one after the other.
+// The kernel of Jacobians for one instruction set: a tile of points forward, then the Jacobian's rows, one after the other for the
+// whole tile or, without the units of no slope, together for one point after the other.
 #include "gram.hpp"
 #include "sparse_sweep.hpp"
 

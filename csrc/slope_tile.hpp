@@ -94,7 +94,7 @@ struct Scratch {
     char* end(const SlopeChain<T>& chain) const {
         int64_t units = 0;
         for (int l = 0; l < chain.n_layers; ++l) units += chain.layers[l].units;
-        return reinterpret_cast<char*>(slopes + units * kTile<T>);
+        return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(slopes + units * kTile<T>) + 63) / 64 * 64);
     }
 
     void swap() {

@@ -119,7 +119,7 @@ private:
     }
 
     Task<D> root() {
-        Task<D> task;
+        Task<D> task{};
         Arena& arena = states_;
         const PieceChain& chain = *network_.given;
         task.state.cell = cube<D>(arena, int32_t(network_.n_lines));

@@ -38,6 +38,7 @@ class ExactRegions(Regions):
     found: Subdivision
     layers: tuple[str, ...]
     threads: int
+    backend: str
     elapsed: float
     with_geometry: Callable[[], Subdivision] | None
 
@@ -152,8 +153,8 @@ class ExactRegions(Regions):
         sizes = tuple(whole_number(size, "a size", 1) for size in sizes)
         return self._painted(self._numbers, sizes, *zip(*(_spaced(n, ends) for n in sizes), strict=True))
 
-    def at_points(self, values: Array, shape: Sequence[int]) -> Array:
-        """The values of the regions, (count, ...), that a grid's points are in: (*shape, ...)."""
+    def _at_points(self, values: Array, shape: Sequence[int]) -> Array:
+        """The values, (count, ...), of the regions that a grid's points are in, whose shape is known to be right."""
         return self._painted(np.ascontiguousarray(values), shape, *zip(*(_spaced(n, True) for n in shape), strict=True))
 
     def slice_labels(self, axis: int, at: float, n: int) -> np.ndarray[Any, Any]:

@@ -32,7 +32,7 @@ class JacobianStatistics:
     effective_linear_maps : float or None
         None where its matrix would not fit the memory.
     backend, path : str
-        What computed them, and how the model was taken.
+        What computed them, and how the model was taken; "exact regions": by the maps of a box's regions.
     elapsed : float
         Seconds.
     """

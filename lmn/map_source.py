@@ -88,7 +88,7 @@ class MapSource:
     @property
     def backend(self) -> str:
         """What computes the maps."""
-        return self._found.backend if self.regions is None else "cpp"
+        return self._found.backend if self.regions is None else self.regions.backend
 
     @property
     def path(self) -> str:
@@ -113,17 +113,23 @@ class MapSource:
         each = self.n_in * self.dtype.itemsize + 4 * 8 * min(self.n_out, self.n_in) ** 2
         yield from _ranges((0, self.n_maps), min(_GRAM_BYTES, memory_limit // 2) // each)
 
+    @property
+    def has_grams(self) -> bool:
+        """Whether inner products are to be had without the maps."""
+        return self.regions is None and self._found.maps.has_grams(self.dtype)
+
     def grams(self, first: int, last: int) -> Tensor | None:
-        """The smaller of A A' and A' A, (n, k, k), float64; None where they are not to be had, or not safely."""
-        if self.regions is not None:
-            return None
-        grams = self._found.maps.grams(self.samples(first, last))
-        if grams is None:
-            return None
+        """The smaller of A A' and A' A, (n, k, k), float64; None where some are no numbers, or lost all digits."""
+        samples = self.samples(first, last)
+        grams = self._found.maps.grams(samples)
         total = grams.diagonal(dim1=1, dim2=2).sum(1)
-        # Squares of float32 are numbers in float64; those of float64 may not be, and infinities have to be told of.
-        least = 0.0 if self.dtype == torch.float32 else 1e-250
-        return grams if bool((torch.isfinite(total) & (total >= least)).all()) else None
+        if not bool(torch.isfinite(total).all()):  # which has to be told of
+            return None
+        if self.dtype == torch.float64:  # whose squares may be no numbers, as those of float32 are
+            small = total < 1e-250
+            if bool(small.any()) and bool(self._found.maps.isometric(samples[small]).any()):
+                return None
+        return grams
 
     def samples(self, first: int, last: int) -> Tensor:
         """The points at which maps are taken, (n, ...)."""
@@ -150,7 +156,7 @@ class MapSource:
 
     @cached_property
     def gather(self) -> Tensor | None:
-        """Which map each point has, (n_points,), whole numbers; None: point i has map i."""
+        """Which map each point has, (n_points,), whole numbers; None: point i has map i, where it is asked for."""
         if self.regions is None:
             return self.repeated
         return torch.from_numpy(self.regions.labels(self._counts, ends=True)).flatten()
@@ -158,7 +164,7 @@ class MapSource:
     def at_points(self, values: Tensor) -> Tensor:
         """Of each map, (n_maps, ...), to of each point, (n_points, ...)."""
         if self.regions is not None:
-            return torch.from_numpy(self.regions.at_points(values.numpy(), self._counts)).flatten(0, len(self._counts) - 1)
+            return torch.from_numpy(self.regions._at_points(values.numpy(), self._counts)).flatten(0, len(self._counts) - 1)
         if self.repeated is None:
             return values
         return torch.from_numpy(values.numpy().take(self.repeated.numpy(), axis=0))  # five times as fast as torch's
@@ -267,8 +273,14 @@ def _regions(subject: Subject, threads: int, of_domain: bool, known: Regions | N
     # Their maps are the model's derivatives unless parts of it are detached, or have derivatives of their own.
     some = spread(regions.count).numpy()
     inputs = torch.from_numpy(regions.inputs(regions.points[some]))
-    own = own_derivatives(subject.network, subject.like_model(inputs) if subject.network.single_inside else inputs)
-    return regions if own.are_of(torch.from_numpy(regions.linear_maps.A[some])) else None
+    for samples in (inputs, subject.like_model(inputs)):
+        if samples.dtype == torch.float32 or not subject.network.single_inside:
+            try:
+                own = own_derivatives(subject.network, samples)
+            except LmnError:  # of a model that has none in float64, or none at all, which is then said by what looks for them
+                continue
+            return regions if own.are_of(torch.from_numpy(regions.linear_maps.A[some])) else None
+    return None
 
 
 def _is_piecewise_linear(subject: Subject) -> bool:

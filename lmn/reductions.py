@@ -30,8 +30,9 @@ def of_maps(
             out[name].append(each.to(source.dtype))
         progress(n)
 
-    for first, last in source.gram_parts(memory_limit) if _are_of_grams(names) else [(0, source.n_maps)]:
-        grams = source.grams(first, last) if _are_of_grams(names) else None
+    by_grams = source.has_grams and _are_of_grams(names)
+    for first, last in source.gram_parts(memory_limit) if by_grams else [(0, source.n_maps)]:
+        grams = source.grams(first, last) if by_grams else None
         if grams is not None:
             keep(_of_grams(grams, names, source.threads), last - first)
         else:
@@ -89,8 +90,8 @@ def _of_grams(gram: Tensor, names: tuple[str, ...], threads: int, factor: Tensor
     if "frobenius_norm" in names:
         found["frobenius_norm"] = total.sqrt() / factor
     if "participation_ratio" in names:
-        fourth = gram.square().sum((1, 2))
-        found["participation_ratio"] = torch.where(total > 0, total.square() / fourth.clamp(min=1e-300), 0.0)
+        shares = gram / torch.where(total > 0, total, 1)[:, None, None]  # whose squares are numbers
+        found["participation_ratio"] = torch.where(total > 0, 1 / shares.square().sum((1, 2)), 0.0)
     if set(_OF_SPECTRUM).intersection(names):
         wanted = gram.shape[1] if "effective_rank" in names else 1
         eigenvalues = largest_eigenvalues(gram, wanted, threads).clamp(min=0)

@@ -147,7 +147,8 @@ def _exact(subject: Subject, backend: str, max_regions: int, threads: int, start
         max_regions=max_regions,
         threads=threads,
     )
-    run = choose("regions", backend, problem).load("regions")
+    chosen = choose("regions", backend, problem)
+    run = chosen.load("regions")
     found: Subdivision = run(problem)
     if not found.complete:
         raise TooManyRegions(
@@ -160,7 +161,8 @@ def _exact(subject: Subject, backend: str, max_regions: int, threads: int, start
         layers = tuple(layer.pieces.where for layer in problem.chain.layers)
     else:
         layers = Layout.of(double()).names
-    return ExactRegions(domain, found, layers, threads, time.perf_counter() - started, partial(run, problem, geometry=True))
+    elapsed = time.perf_counter() - started
+    return ExactRegions(domain, found, layers, threads, chosen.name, elapsed, partial(run, problem, geometry=True))
 
 
 def _check_maps(subject: Subject, domain: Domain, found: Subdivision) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -85,6 +86,16 @@ def traced_by_running(tail: Callable[[Tensor], Tensor], samples: Tensor) -> fx.G
     return graph_module
 
 
+class _InThread:
+    """True in one thread: torch.fx's mark of a trace is the whole process's, and compiled modules refuse to run under it."""
+
+    def __init__(self, thread: int) -> None:
+        self._thread = thread
+
+    def __bool__(self) -> bool:
+        return get_ident() == self._thread
+
+
 class _Tracer(fx.Tracer):
     """Notes the node that the tap's output is, and goes into any module that the tap is inside of."""
 
@@ -92,6 +103,10 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._tap, self._thread = tap, get_ident()
         self.taps: list[fx.Node] = []
+
+    def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
+        setattr(_symbolic_trace, "_is_fx_tracing_flag", _InThread(self._thread))  # noqa: B010 - a bool; it comes back after the trace
+        return super().create_args_for_root(*args, **kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if get_ident() != self._thread:

@@ -35,3 +35,16 @@ def test_special_matrices(isa: str) -> None:
 def test_only_the_lower_triangle_is_read() -> None:
     matrix = np.array([[[2.0, np.nan], [1.0, 2.0]]])
     np.testing.assert_allclose(_core.largest_eigenvalues(matrix, 2, 1), [[3.0, 1.0]])
+
+
+@pytest.mark.parametrize("isa", _core.instruction_sets())
+@pytest.mark.parametrize("exponent", range(-175, -130, 5))
+def test_next_to_nothing_beside_the_diagonal(exponent: int, isa: str) -> None:
+    corner = np.eye(3)
+    corner[2, 0] = corner[0, 2] = 10.0**exponent
+    np.testing.assert_allclose(_core.largest_eigenvalues(corner[None], 3, 1, isa), np.ones((1, 3)), atol=1e-15)
+
+
+def test_matrices_that_are_subnormal() -> None:
+    got = _core.largest_eigenvalues(np.diag([1.0, 0.5, 0.25])[None] * 1e-310, 3, 1)
+    np.testing.assert_allclose(got / 1e-310, [[1.0, 0.5, 0.25]], rtol=1e-12)

@@ -149,6 +149,9 @@ def test_units_of_no_slope_in_isometric_coordinates(dead: float, isa: str) -> No
     assert maps.n_columns == 41
     got = maps.isometric(x)
     torch.testing.assert_close(got @ got.mT, a @ a.mT, rtol=0, atol=1e-12)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        assert maps.has_grams(dtype)
+        torch.testing.assert_close(maps.grams(x.to(dtype)), a @ a.mT, rtol=0, atol=tolerance)
     torch.testing.assert_close(maps.jacobians(x), a, rtol=0, atol=1e-12)
 
 

@@ -275,7 +275,9 @@ def test_threads_that_measure_different_models_keep_the_streams() -> None:
 
 
 def test_tracing_does_not_disturb_what_other_threads_run() -> None:
-    training, stop, failures = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), threading.Event(), list[Exception]()
+    training = torch.compile(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), backend="eager")
+    training(torch.randn(3, 4))
+    stop, failures = threading.Event(), list[Exception]()
     call = nn.Module.__call__
 
     def train() -> None:

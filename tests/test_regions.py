@@ -103,8 +103,9 @@ def test_labels_are_the_regions_of_the_grids_points(counts: tuple[int, ...]) -> 
     points = grid.at(torch.arange(grid.n_points), torch.zeros(0, dtype=torch.float64))
     labels = found.labels(counts, ends=True)
     np.testing.assert_array_equal(labels.ravel(), found.locate(points))
-    values = np.random.default_rng(0).random((found.count, 3, 1), dtype=np.float32)
-    np.testing.assert_array_equal(found.at_points(values, counts), values[labels])
+    for shape, dtype in (((3, 1), np.float32), ((), np.float64), ((5,), np.int16)):
+        values = np.random.default_rng(0).integers(0, 1000, (found.count, *shape)).astype(dtype)
+        np.testing.assert_array_equal(found._at_points(values, counts), values[labels])
 
 
 def test_labels_of_a_plane() -> None:
@@ -222,3 +223,16 @@ def test_ctrl_c_is_heard(what: str) -> None:
     assert time.monotonic() - started < 20  # each takes minutes
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert all(module.training for module in model.modules())
+
+
+def test_ids_of_vertices_are_the_same_each_time() -> None:
+    model, grid = mlp((2, 12, 12, 2)), lmn.box([-1.0, -1.0], [1.0, 1.0], 5)
+    one, two = (lmn.regions(model, grid)._geometry for _ in range(2))
+    np.testing.assert_array_equal(one.vertex_ids, two.vertex_ids)
+    np.testing.assert_array_equal(one.facet_ids, two.facet_ids)
+
+
+def test_values_that_are_no_numbers_are_not_painted() -> None:
+    found = lmn.regions(mlp((2, 4, 1)), lmn.box([-1.0, -1.0], [1.0, 1.0], 5))
+    with pytest.raises(ValueError, match="values are numbers"):
+        found._at_points(np.full(found.count, None, dtype=object), (4, 4))

@@ -46,9 +46,8 @@ def check(widths: tuple[int, ...], act: str, n: int, fused: bool) -> None:
     if chain.narrowed is not None:
         isometric = maps.isometric(x).double()
         wrong |= off(isometric @ isometric.mT, a @ a.mT)
-    grams = maps.grams(x)
-    if grams is not None:
-        wrong |= off(grams, a @ a.mT if chain.from_outputs else a.mT @ a)
+    if maps.has_grams(x.dtype):
+        wrong |= off(maps.grams(x), a @ a.mT if chain.from_outputs else a.mT @ a)
     assert wrong.sum() <= 1  # a unit within rounding of a kink may be on either side
 
 

@@ -37,11 +37,18 @@ class ChainMaps:
     def isometric(self, samples: Tensor) -> Tensor:
         return self._swept(samples, to_last=self._chain.narrowed is not None)
 
-    def grams(self, samples: Tensor) -> Tensor | None:
+    def has_grams(self, dtype: torch.dtype) -> bool:
+        rows, columns = self._swept_shape
+        return bool(self._chain.layers) and rows <= columns and rows * columns * dtype.itemsize <= _LARGEST_GRAM
+
+    @property
+    def _swept_shape(self) -> tuple[int, int]:
+        chain = self._chain
+        return (chain.n_out, self.n_columns) if chain.from_outputs else (chain.n_in, chain.n_out)
+
+    def grams(self, samples: Tensor) -> Tensor:
         chain, x = self._chain, samples.detach().flatten(1).contiguous()
-        rows, columns = (chain.n_out, self.n_columns) if chain.from_outputs else (chain.n_in, chain.n_out)
-        if not chain.layers or rows > columns or rows * columns * x.element_size() > _LARGEST_GRAM:
-            return None
+        rows, _ = self._swept_shape
         out = torch.empty(len(x), rows, rows, dtype=torch.float64)
         if len(x):
             self._of(x.dtype).grams(x.numpy(), chain.narrowed is not None, out.numpy(), self._threads)

@@ -133,5 +133,8 @@ class LocalMaps(Protocol):
         It has the norms, the singular values and the inner products of A.
         """
 
-    def grams(self, samples: Tensor, /) -> Tensor | None:
-        """(n, ...) to the smaller of A A' and A' A, (n, k, k), float64; None where the maps have to be made first."""
+    def has_grams(self, dtype: torch.dtype) -> bool:
+        """Whether ``grams`` is there for samples of a dtype, and faster than from the maps."""
+
+    def grams(self, samples: Tensor, /) -> Tensor:
+        """(n, ...) to the smaller of A A' and A' A, (n, k, k), float64."""

@@ -33,5 +33,8 @@ class ReferenceMaps:
 
     isometric = jacobians
 
-    def grams(self, _samples: Tensor) -> None:
-        return None
+    def has_grams(self, _dtype: torch.dtype) -> bool:
+        return False
+
+    def grams(self, samples: Tensor) -> Tensor:
+        raise NotImplementedError

@@ -38,8 +38,11 @@ class TailMaps:
 
     isometric = jacobians
 
-    def grams(self, _samples: Tensor) -> None:
-        return None
+    def has_grams(self, _dtype: torch.dtype) -> bool:
+        return False
+
+    def grams(self, samples: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def _of(self, samples: Tensor) -> Tensor:
         if self._forward:

@@ -55,12 +55,13 @@ class TritonMaps:
             return self.jacobians(samples)
         return self._swept(samples, self._isometric)
 
-    def grams(self, samples: Tensor, /) -> Tensor | None:
-        if self._narrow is None or samples.dtype == torch.float64:
-            return None
+    def has_grams(self, dtype: torch.dtype) -> bool:
+        narrow = self._narrow is not None and dtype != torch.float64
+        return narrow and self._isometric.n_rows <= min(POINTS, self._isometric.n_columns)
+
+    def grams(self, samples: Tensor) -> Tensor:
         sweep = self._isometric
-        if sweep.n_rows > min(POINTS, sweep.n_columns):
-            return None
+        assert self._narrow is not None
         out = torch.empty(len(samples), sweep.n_rows, sweep.n_rows, device=self._device)
         self._fused(self._narrow, sweep, samples, out, GRAM.value)
         return out.double()
