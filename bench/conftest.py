@@ -14,6 +14,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--smoke", action="store_true", help="small sizes and no repeats: does each benchmark still run?")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """To see whether it still runs, one number of threads is enough, and torch.compile, half a minute a case, for one case."""
+    if not config.getoption("--smoke"):
+        return
+    dropped, compiled = list[pytest.Item](), False
+    for item in items:
+        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        again = params.get("name") == "compiled" and compiled
+        compiled |= params.get("name") == "compiled"
+        if params.get("threads") == 1 or again:
+            dropped.append(item)
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if item not in dropped]
+
+
 @pytest.fixture
 def smoke(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--smoke"))
