@@ -187,7 +187,7 @@ def bench_generic(benchmark: BenchmarkFixture, model: str, name: str, threads: i
     with torch.no_grad():
         run: Matrix = by_lmn
         if name == "eager":
-            chunk = baselines.best_chunk(lambda: baselines.of_pairs, tail, h, (2, 8, 32, 128, 512))
+            chunk = 128 if smoke else baselines.best_chunk(lambda: baselines.of_pairs, tail, h, (2, 8, 32, 128, 512))
             run = functools.partial(baselines.chunked, chunk=chunk)
         expected = lmn.connectivity(tail.double(), h[:12].double(), backend="reference", progress=False)
         tail.float()
