@@ -60,12 +60,11 @@ class NarrowChain:
     @cached_property
     def first(self) -> Tensor:
         """(n_in, width)."""
-        weight = np.eye(self.chain.n_in) if self.chain.first is None else self.chain.first[0].T
-        return self.padded(weight, self.chain.n_in, self.width)
+        return self.padded(self.chain.first_map[0].T, self.chain.n_in, self.width)
 
     @cached_property
     def first_bias(self) -> Tensor:
-        return self.padded(np.zeros(1) if self.chain.first is None else self.chain.first[1], self.width)
+        return self.padded(self.chain.first_map[1], self.width)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -85,8 +84,7 @@ class NarrowChain:
             scales[number, :n], straights[number, :n] = torch.tensor(scale), torch.tensor(straight)
             parameters.append([act.p0, act.p1, act.kink])
             if number + 1 < self.depth and layer.weight is not None:
-                bias = layer.bias + act.constant * layer.weight.sum(axis=1)
-                biases[number, : len(bias)] = torch.tensor(bias)
+                biases[number, : len(layer.bias)] = torch.tensor(layer.bias_of_core)
         own = {"biases": biases, "scales": scales, "straights": straights, "parameters": torch.tensor(parameters)}
         return {"weights": self.weights} | {name: value.float().to(self.device) for name, value in own.items()}
 

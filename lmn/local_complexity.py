@@ -318,13 +318,12 @@ def _plan(
 
 def _chain(network: Network, example: Tensor) -> tuple[Chain | None, tuple[Layer, ...], str]:
     """The chain that the tail is, with its layers but for identities; or why it is none."""
+    if example.device.type != "cpu":
+        return None, (), f"the samples are on {example.device.type}"
     chain = slope_chain(network, example)
     if isinstance(chain, NotAChain):
         return None, (), chain.why
-    layers, n_units = [], chain.n_in if chain.first is None else len(chain.first[0])
-    for layer in chain.layers:
-        layers.append(layer_of(layer.activation, n_units))
-        n_units = len(layer.bias)
+    layers = [layer_of(layer.activation, n_units) for layer, n_units in zip(chain.layers, chain.units, strict=True)]
     exact = example if network.single_inside else example.double()
     if not outputs_agree(_chain_outputs(chain, exact.flatten(1)), _outputs(network, exact).double()):
         return None, (), "as one it gives other outputs than the model"

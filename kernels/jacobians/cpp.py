@@ -57,8 +57,7 @@ class ChainMaps:
     def _swept(self, samples: Tensor, to_last: bool) -> Tensor:
         chain, x = self._chain, samples.detach().flatten(1).contiguous()
         if not chain.layers:
-            weight = torch.eye(chain.n_in) if chain.first is None else torch.from_numpy(chain.first[0])
-            return weight.to(x.dtype).expand(len(x), -1, -1).clone()
+            return torch.from_numpy(chain.first_map[0]).to(x.dtype).expand(len(x), -1, -1).clone()
         out = torch.empty(len(x), chain.n_out, self.n_columns if to_last else chain.n_in, dtype=x.dtype)
         if len(x):
             self._of(x.dtype).jacobians(x.numpy(), to_last, out.numpy(), self._threads)
@@ -74,17 +73,11 @@ class ChainMaps:
 def slopes_of(chain: Chain, dtype: torch.dtype, *, last: np.ndarray | None = None, reverse: bool = True, isa: str = "") -> Any:
     """The C++ core's data for a chain that has an activation: constants of activations become part of the biases after them."""
     layers: list[_core.SlopeLayer] = []
-    units = chain.n_in if chain.first is None else len(chain.first[0])
-    for layer in chain.layers:
+    for layer, units in zip(chain.layers, chain.units, strict=True):
         act = layer.activation
         scale, slope = act.by_unit(units)
-        bias = layer.bias
-        if layer.weight is not None:
-            bias = bias + act.constant * layer.weight.sum(axis=1)
-        layers.append(
-            (act.core_index, act.p0, act.p1, act.kink, scale, slope, _breakpoints(act), layer.weight, bias, act.may_be_flat)
-        )
-        units = len(bias)
+        numbers = act.core_index, act.p0, act.p1, act.kink
+        layers.append((*numbers, scale, slope, _breakpoints(act), layer.weight, layer.bias_of_core, act.may_be_flat))
     kind = _core.SlopesF64 if dtype == torch.float64 else _core.SlopesF32
     return kind(chain.first, layers, last, reverse, isa)
 

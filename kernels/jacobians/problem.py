@@ -30,6 +30,11 @@ class SlopeLayer:
     weight: np.ndarray | None
     bias: np.ndarray
 
+    @property
+    def bias_of_core(self) -> np.ndarray:
+        """The bias where the activation is taken without its constant: ``scale * core + slope * z``."""
+        return self.bias if self.weight is None else self.bias + self.activation.constant * self.weight.sum(axis=1)
+
 
 @dataclass(frozen=True, eq=False)
 class Chain:
@@ -54,6 +59,11 @@ class Chain:
         """Of each layer."""
         first = self.n_in if self.first is None else len(self.first[0])
         return [first, *(len(layer.bias) for layer in self.layers[:-1])] if self.layers else []
+
+    @property
+    def first_map(self) -> tuple[np.ndarray, np.ndarray]:
+        """The affine map before the first activation, the identity where there is none."""
+        return (np.eye(self.n_in), np.zeros(self.n_in)) if self.first is None else self.first
 
     @property
     def from_outputs(self) -> bool:

@@ -46,8 +46,7 @@ class TritonMaps:
         if samples.dtype == torch.float64 and self._tail is not None:
             return self._tail.jacobians(samples)
         if not self._chain.layers:
-            weight = np.eye(self._chain.n_in) if self._chain.first is None else self._chain.first[0]
-            return on(self._device, weight).expand(len(samples), -1, -1).clone()
+            return on(self._device, self._chain.first_map[0]).expand(len(samples), -1, -1).clone()
         return self._swept(samples, self._to_inputs)
 
     def isometric(self, samples: Tensor) -> Tensor:
@@ -157,7 +156,7 @@ class TritonMaps:
     def _forward(self) -> list[dict[str, Any]]:
         """Of each layer, the affine map before it and its activation, as ``product`` takes them."""
         chain = self._chain
-        weight, bias = (np.eye(chain.n_in), np.zeros(chain.n_in)) if chain.first is None else chain.first
+        weight, bias = chain.first_map
         found = []
         for layer in chain.layers:
             act = layer.activation
@@ -166,7 +165,7 @@ class TritonMaps:
             numbers = {"core": act.core_index, "p0": float(act.p0), "p1": float(act.p1), "kink": float(act.kink)}
             found.append({name: on(self._device, value) for name, value in arrays.items()} | numbers)
             if layer.weight is not None:
-                weight, bias = layer.weight, layer.bias + act.constant * layer.weight.sum(axis=1)
+                weight, bias = layer.weight, layer.bias_of_core
         return found
 
 
@@ -216,8 +215,7 @@ def _sweep(chain: Chain, narrowed: bool) -> Sweep:
     if chain.from_outputs:
         end = chain.narrowed.T if narrowed and chain.narrowed is not None else first
         return Sweep(True, np.eye(units[-1]) if last is None else last, between[::-1], end)
-    start = np.eye(chain.n_in) if first is None else first.T
-    return Sweep(False, start, [weight.T for weight in between], None if last is None else last.T)
+    return Sweep(False, chain.first_map[0].T, [weight.T for weight in between], None if last is None else last.T)
 
 
 # ---- for the report ----------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def local_complexity_on(problem: Problem, isa: str) -> Found:
         return Found(layers, counts)
     bending = [index for index, layer in enumerate(chain.layers) if layer.activation.name != "identity"]
     # The kernel starts at the first pre-activations, to which all vertices of a sample are the same steps.
-    n_first = chain.n_in if chain.first is None else len(chain.first[0])
+    n_first = chain.units[0]
     slopes = slopes_of(replace(chain, n_in=n_first, first=None), problem.dtype, isa=isa)
     with torch_threads(problem.threads):
         shifts = _to_first(chain, problem.steps, bias=False).to(problem.dtype).numpy()
