@@ -119,6 +119,7 @@ def _reduced(
 ) -> dict[str, Any]:
     """Reductions by name."""
     found: dict[str, Any] = {}
+    known: Regions | None = None
     of_points = tuple(name for name in names if name not in OF_DOMAIN)
     if of_points:
         source = map_source(subject, backend=backend, threads=threads, progress=progress)
@@ -127,10 +128,11 @@ def _reduced(
         with progress_bar(source.n_maps, "Jacobians", "map", progress) as bar:
             values = of_maps(source, of_points, limit_for_maps(source, memory_limit), bar.update)
         found |= {name: source.at_points(each) for name, each in values.items()}
+        known = source.regions
     if "linear_maps" in names:
-        found["linear_maps"] = linear_maps(subject, None, backend, memory_limit, threads, progress)
+        found["linear_maps"] = linear_maps(subject, known, backend, memory_limit, threads, progress)
     if "effective_linear_maps" in names:
-        source = map_source(subject, backend=backend, threads=threads, progress=progress, of_domain=True)
+        source = map_source(subject, backend=backend, threads=threads, progress=progress, of_domain=True, known=known)
         with progress_bar(source.n_maps, "Jacobians", "map", progress) as bar:
             found["effective_linear_maps"] = effective_linear_maps(source, limit_for_maps(source, memory_limit), bar.update)
     return {name: found[name] for name in names}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lmn.errors import LmnError
 from lmn.kernels.eigenvalues import largest_eigenvalues
+from lmn.kernels.jacobians.problem import smaller_gram
 from lmn.map_source import MapSource
 from lmn.memory import in_bytes
 
@@ -40,12 +41,13 @@ def of_maps(
     return {name: torch.cat(parts) for name, parts in out.items()}
 
 
-_OF_SPECTRUM = ("spectral_norm", "effective_rank")
+_OF_SPECTRUM = {"spectral_norm", "effective_rank"}
+_OF_GRAMS = {*_OF_SPECTRUM, "participation_ratio"}
 
 
 def _are_of_grams(names: tuple[str, ...]) -> bool:
-    """Whether all follow from A A', and some are worth it."""
-    return {"frobenius_norm"} < {"frobenius_norm", *names} <= {"frobenius_norm", "participation_ratio", *_OF_SPECTRUM}
+    """Whether all follow from A A', and some take it anyway."""
+    return bool(_OF_GRAMS.intersection(names)) and {*_OF_GRAMS, "frobenius_norm"}.issuperset(names)
 
 
 def _of_range(
@@ -76,8 +78,8 @@ def _of_part(maps: Tensor, names: tuple[str, ...], source: MapSource) -> dict[st
     if names == ("singular_values",):
         return found
     scaled, factor = of_a_size(maps)
-    if "participation_ratio" in names or set(_OF_SPECTRUM).intersection(names):
-        found |= _of_grams(_gram(scaled), names, source.threads, factor)
+    if _OF_GRAMS.intersection(names):
+        found |= _of_grams(smaller_gram(scaled), names, source.threads, factor)
     if "frobenius_norm" in names:
         found["frobenius_norm"] = torch.linalg.vector_norm(scaled.flatten(1), dim=1).double() / factor
     return found
@@ -92,7 +94,7 @@ def _of_grams(gram: Tensor, names: tuple[str, ...], threads: int, factor: Tensor
     if "participation_ratio" in names:
         shares = gram / torch.where(total > 0, total, 1)[:, None, None]  # whose squares are numbers
         found["participation_ratio"] = torch.where(total > 0, 1 / shares.square().sum((1, 2)), 0.0)
-    if set(_OF_SPECTRUM).intersection(names):
+    if _OF_SPECTRUM.intersection(names):
         wanted = gram.shape[1] if "effective_rank" in names else 1
         eigenvalues = largest_eigenvalues(gram, wanted, threads).clamp(min=0)
         if "spectral_norm" in names:
@@ -129,12 +131,6 @@ def _log_determinant(source: MapSource, first: int, last: int) -> Tensor:
     dtype = torch.float32 if source.subject.network.single_inside else source.dtype
     rounding = torch.finfo(dtype).eps * source.n_in * values[:, 0]
     return torch.where(values[:, -1] <= rounding, -torch.inf, values.log().sum(1))
-
-
-def _gram(maps: Tensor) -> Tensor:
-    """The smaller of A A' and A' A, float64."""
-    a = maps if maps.shape[1] <= maps.shape[2] else maps.mT
-    return (a @ a.mT).double()
 
 
 def _effective_number(weights: Tensor) -> Tensor:

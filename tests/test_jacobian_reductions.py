@@ -378,12 +378,7 @@ with warnings.catch_warnings():
 @pytest.mark.parametrize("widths", [(20, 9, 12, 6), (3, 9, 12, 7), (20, 9, 1), (6, 5, 30)], ids=str)
 @pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU])
 def test_reductions_from_gram_matrices_are_those_of_the_maps(widths: tuple[int, ...], act: type[nn.Module]) -> None:
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for n_in, n_out in itertools.pairwise(widths):
-        layers += [nn.Linear(n_in, n_out), act()]
-    model = nn.Sequential(*layers[:-1])
-    x = torch.randn(300, widths[0])
+    model, x = mlp(*widths, act=act), torch.randn(300, widths[0])
     names = ("frobenius_norm", "spectral_norm", "effective_rank", "participation_ratio")
     got = lmn.jacobians(model, x, reduce=names, progress=False)
     a = torch.func.vmap(torch.func.jacrev(copy.deepcopy(model).double()))(x.double()).detach()

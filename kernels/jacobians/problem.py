@@ -143,8 +143,14 @@ class LocalMaps(Protocol):
         It has the norms, the singular values and the inner products of A.
         """
 
-    def has_grams(self, dtype: torch.dtype) -> bool:
-        """Whether ``grams`` is there for samples of a dtype, and faster than from the maps."""
+    def has_grams(self, dtype: torch.dtype, /) -> bool:
+        """Whether ``grams`` may be called with samples of a dtype: where inner products come faster than by the maps."""
 
     def grams(self, samples: Tensor, /) -> Tensor:
         """(n, ...) to the smaller of A A' and A' A, (n, k, k), float64."""
+
+
+def smaller_gram(maps: Tensor) -> Tensor:
+    """Of maps A, (n, n_out, n_columns), the smaller of A A' and A' A, float64."""
+    a = maps if maps.shape[1] <= maps.shape[2] else maps.mT
+    return (a @ a.mT).double()

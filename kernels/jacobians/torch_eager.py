@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lmn.kernels.jacobians.problem import Problem
+from lmn.kernels.jacobians.problem import Problem, smaller_gram
 from lmn.kernels.threads import torch_threads
 
 
@@ -42,7 +42,7 @@ class TailMaps:
         return False
 
     def grams(self, samples: Tensor) -> Tensor:
-        raise NotImplementedError
+        return smaller_gram(self.jacobians(samples))
 
     def _of(self, samples: Tensor) -> Tensor:
         if self._forward:

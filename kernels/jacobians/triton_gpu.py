@@ -38,8 +38,6 @@ class TritonMaps:
     def __init__(self, chain: Chain, device: torch.device, tail: TailMaps | None = None) -> None:
         self._chain, self._device, self._tail = chain, device, tail
         self._narrow = NarrowChain.of(chain, device)
-        self._padded_of: dict[Sweep, dict[str, Tensor]] = {}
-        self._placed_of: dict[Sweep, list[Tensor]] = {}
         self.n_columns = chain.n_in if chain.narrowed is None else len(chain.narrowed)
 
     def jacobians(self, samples: Tensor) -> Tensor:
@@ -67,11 +65,23 @@ class TritonMaps:
 
     @cached_property
     def _to_inputs(self) -> Sweep:
-        return _sweep(self._chain, narrowed=False)
+        return self._sweep(narrowed=False)
 
     @cached_property
     def _isometric(self) -> Sweep:
-        return self._to_inputs if self._chain.narrowed is None else _sweep(self._chain, narrowed=True)
+        return self._to_inputs if self._chain.narrowed is None else self._sweep(narrowed=True)
+
+    def _sweep(self, *, narrowed: bool) -> Sweep:
+        chain = self._chain
+        between = [layer.weight for layer in chain.layers[:-1] if layer.weight is not None]
+        first, last = None if chain.first is None else chain.first[0], chain.layers[-1].weight
+        if chain.from_outputs:
+            start, matrices = np.eye(chain.units[-1]) if last is None else last, between[::-1]
+            end = chain.narrowed.T if narrowed and chain.narrowed is not None else first
+        else:
+            start, matrices = chain.first_map[0].T, [weight.T for weight in between]
+            end = None if last is None else last.T
+        return Sweep(chain.from_outputs, start, matrices, end, self._device, self._narrow)
 
     def _swept(self, samples: Tensor, sweep: Sweep) -> Tensor:
         shape = (sweep.n_rows, sweep.n_columns) if sweep.reverse else (sweep.n_columns, sweep.n_rows)
@@ -90,7 +100,7 @@ class TritonMaps:
             first=narrow.first,
             first_bias=narrow.first_bias,
             **narrow.forward,
-            **self._padded(narrow, sweep),
+            **sweep.padded,
             out=out,
             n_points=len(samples),
             n_in=self._chain.n_in,
@@ -119,7 +129,7 @@ class TritonMaps:
         for part, to in zip(x.split(some), out.split(some), strict=True):
             slopes = self._slopes(part)
             slopes = slopes[::-1] if sweep.reverse else slopes
-            start, *matrices = self._placed(sweep)
+            start, *matrices = sweep.placed
             rows = start[None] * slopes[0][:, None]
             for number, matrix in enumerate(matrices):
                 ends = sweep.end is not None and number + 1 == len(matrices)
@@ -130,18 +140,6 @@ class TritonMaps:
                     of_point = slopes[number + 1]
                     rows = product(rows, matrix, made, epilogue=SLOPED.value, rows_a_point=sweep.n_rows, slopes=of_point)
             to.copy_(rows if sweep.reverse else rows.mT)
-
-    def _padded(self, narrow: NarrowChain, sweep: Sweep) -> dict[str, Tensor]:
-        if sweep not in self._padded_of:
-            self._padded_of[sweep] = sweep.padded(narrow)
-        return self._padded_of[sweep]
-
-    def _placed(self, sweep: Sweep) -> list[Tensor]:
-        """Its matrices on the device."""
-        if sweep not in self._placed_of:
-            matrices = [sweep.start, *sweep.matrices, *([] if sweep.end is None else [sweep.end])]
-            self._placed_of[sweep] = [on(self._device, matrix) for matrix in matrices]
-        return self._placed_of[sweep]
 
     def _slopes(self, x: Tensor) -> list[Tensor]:
         """Of all layers at some points, each (n, units), by a product a layer."""
@@ -181,12 +179,17 @@ class Sweep:
     matrices : list of ndarray
         Between slopes, in the sweep's order, (units, next units).
     end : ndarray of shape (units, n_columns), or None
+    device : torch.device
+    narrow : NarrowChain or None
+        Which the chain is.
     """
 
     reverse: bool
     start: np.ndarray
     matrices: list[np.ndarray]
     end: np.ndarray | None
+    device: torch.device
+    narrow: NarrowChain | None
 
     @property
     def n_rows(self) -> int:
@@ -197,8 +200,16 @@ class Sweep:
         last = self.end if self.end is not None else self.matrices[-1] if self.matrices else self.start
         return int(last.shape[1])
 
-    def padded(self, narrow: NarrowChain) -> dict[str, Tensor]:
+    @cached_property
+    def placed(self) -> list[Tensor]:
+        """Its matrices on the device, one after the other."""
+        return [on(self.device, each) for each in (self.start, *self.matrices, self.end) if each is not None]
+
+    @cached_property
+    def padded(self) -> dict[str, Tensor]:
         """Its matrices as the fused kernel takes them."""
+        narrow = self.narrow
+        assert narrow is not None
         width = narrow.width
         end = np.zeros((1, 1)) if self.end is None else self.end
         return {
@@ -206,16 +217,6 @@ class Sweep:
             "matrices": narrow.stacked(self.matrices),
             "end": narrow.padded(end, width, end.shape[1]),
         }
-
-
-def _sweep(chain: Chain, narrowed: bool) -> Sweep:
-    between = [layer.weight for layer in chain.layers[:-1] if layer.weight is not None]
-    units, last = chain.units, chain.layers[-1].weight
-    first = None if chain.first is None else chain.first[0]
-    if chain.from_outputs:
-        end = chain.narrowed.T if narrowed and chain.narrowed is not None else first
-        return Sweep(True, np.eye(units[-1]) if last is None else last, between[::-1], end)
-    return Sweep(False, chain.first_map[0].T, [weight.T for weight in between], None if last is None else last.T)
 
 
 # ---- for the report ----------------------------------------------------------------------------------------------------
