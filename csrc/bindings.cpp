@@ -473,9 +473,14 @@ template <class T>
 using Rows = py::array_t<T, py::array::c_style>;
 
 template <class T>
+void check_points(const lmn::Slopes<T>& slopes, const Rows<T>& x, bool to_last) {
+    require(x.ndim() == 2 && x.shape(1) == slopes.n_in(), "x is (n_points, n_in)");
+    require(!to_last || slopes.n_last() > 0, "there is a last map");
+}
+
+template <class T>
 void slopes_jacobians(lmn::Slopes<T>& self, const Rows<T>& x, bool to_last, Rows<T>& out, int threads) {
-    require(x.ndim() == 2 && x.shape(1) == self.n_in(), "x is (n_points, n_in)");
-    require(!to_last || self.n_last() > 0, "there is a last map");
+    check_points(self, x, to_last);
     const auto width = to_last ? self.n_last() : self.n_in();
     require(out.ndim() == 3 && out.shape(0) == x.shape(0) && out.shape(1) == self.n_out() && out.shape(2) == width,
             "out is (n_points, n_out, n_in)");
@@ -488,8 +493,7 @@ void slopes_jacobians(lmn::Slopes<T>& self, const Rows<T>& x, bool to_last, Rows
 
 template <class T>
 void slopes_grams(lmn::Slopes<T>& self, const Rows<T>& x, bool to_last, Doubles& out, int threads) {
-    require(x.ndim() == 2 && x.shape(1) == self.n_in(), "x is (n_points, n_in)");
-    require(!to_last || self.n_last() > 0, "there is a last map");
+    check_points(self, x, to_last);
     require(out.ndim() == 3 && out.shape(0) == x.shape(0) && out.shape(1) == self.n_rows() && out.shape(2) == self.n_rows(),
             "out is (n_points, n_rows, n_rows)");
     double* to = out.mutable_data();

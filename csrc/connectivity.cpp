@@ -7,26 +7,7 @@
 
 namespace lmn {
 
-#if defined(__x86_64__)
-namespace x86_64_v4 {
-extern const Kernel kernel;
-}
-namespace x86_64_v3 {
-extern const Kernel kernel;
-}
-#endif
-namespace baseline {
-extern const Kernel kernel;
-}
-
-const Kernel& connectivity_kernel(const std::string& isa) {
-    const std::string name = chosen_instruction_set(isa);
-#if defined(__x86_64__)
-    if (name == "x86_64_v4") return x86_64_v4::kernel;
-    if (name == "x86_64_v3") return x86_64_v3::kernel;
-#endif
-    return baseline::kernel;
-}
+LMN_TABLE_OF(Kernel, kernel, connectivity_kernel)
 
 Connectivity::Connectivity(int64_t n_points, int m, int64_t n_out, const std::vector<LayerData>& layers, const double* y,
                            const double* noise_f32, const double* noise_f64, double constant, double tolerance, double tolerance_f64,

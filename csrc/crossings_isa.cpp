@@ -69,8 +69,7 @@ void by_vertices(const SlopeChain<T>& chain, const T* z, const T* shifts, int n_
     const int n_vertices = 2 * n_directions, first_units = chain.layers[0].units;
     // The slopes' place is not needed here: it holds the sides, of 8 bytes a unit, which a tile's row of a unit has room for.
     uint64_t* const all = reinterpret_cast<uint64_t*>(scratch.slopes);
-    int64_t n_units = 0;
-    for (int l = 0; l < chain.n_layers; ++l) n_units += chain.layers[l].units;
+    const int64_t n_units = units_of_all_layers(chain);
     for (int64_t c = 0; c < n_units; ++c) all[c] = 0;
     for (int l = 0; l < chain.n_layers; ++l) counts[l] = 0;
     for (int first = 0; first < n_vertices; first += kTile<T>) {

@@ -11,28 +11,9 @@
 
 namespace lmn {
 
-#if defined(__x86_64__)
-namespace x86_64_v4 {
-extern const EigenKernels eigen_kernels;
-}
-namespace x86_64_v3 {
-extern const EigenKernels eigen_kernels;
-}
-#endif
-namespace baseline {
-extern const EigenKernels eigen_kernels;
-}
+LMN_TABLE_OF(EigenKernels, eigen_kernels, eigen_kernels_of)
 
 namespace {
-
-const EigenKernels& eigen_kernels_of(const std::string& isa) {
-    const std::string name = chosen_instruction_set(isa);
-#if defined(__x86_64__)
-    if (name == "x86_64_v4") return x86_64_v4::eigen_kernels;
-    if (name == "x86_64_v3") return x86_64_v3::eigen_kernels;
-#endif
-    return baseline::eigen_kernels;
-}
 
 constexpr double kNanosecondsARow = 1;  // of a matrix, squared, and for each eigenvalue
 

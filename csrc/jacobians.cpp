@@ -9,26 +9,7 @@
 
 namespace lmn {
 
-#if defined(__x86_64__)
-namespace x86_64_v4 {
-extern const JacobianKernels jacobian_kernels;
-}
-namespace x86_64_v3 {
-extern const JacobianKernels jacobian_kernels;
-}
-#endif
-namespace baseline {
-extern const JacobianKernels jacobian_kernels;
-}
-
-const JacobianKernels& jacobian_kernels_of(const std::string& isa) {
-    const std::string name = chosen_instruction_set(isa);
-#if defined(__x86_64__)
-    if (name == "x86_64_v4") return x86_64_v4::jacobian_kernels;
-    if (name == "x86_64_v3") return x86_64_v3::jacobian_kernels;
-#endif
-    return baseline::jacobian_kernels;
-}
+LMN_TABLE_OF(JacobianKernels, jacobian_kernels, jacobian_kernels_of)
 
 template <class T>
 const SlopeKernels<T>& Slopes<T>::kernels() const {

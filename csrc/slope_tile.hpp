@@ -78,6 +78,13 @@ int64_t widest(const SlopeChain<T>& chain) {
 }
 
 template <class T>
+int64_t units_of_all_layers(const SlopeChain<T>& chain) {
+    int64_t units = 0;
+    for (int l = 0; l < chain.n_layers; ++l) units += chain.layers[l].units;
+    return units;
+}
+
+template <class T>
 struct Scratch {
     T* a;       // [unit][tile]: what a product takes
     T* b;       // and what it gives
@@ -92,9 +99,7 @@ struct Scratch {
 
     // What is left of the memory.
     char* end(const SlopeChain<T>& chain) const {
-        int64_t units = 0;
-        for (int l = 0; l < chain.n_layers; ++l) units += chain.layers[l].units;
-        return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(slopes + units * kTile<T>) + 63) / 64 * 64);
+        return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(slopes + units_of_all_layers(chain) * kTile<T>) + 63) / 64 * 64);
     }
 
     void swap() {
@@ -106,9 +111,7 @@ struct Scratch {
 
 template <class T>
 int64_t scratch_bytes(const SlopeChain<T>& chain) {
-    int64_t units = 2 * widest(chain);
-    for (int l = 0; l < chain.n_layers; ++l) units += chain.layers[l].units;
-    return units * kTile<T> * int64_t(sizeof(T)) + 64;
+    return (2 * widest(chain) + units_of_all_layers(chain)) * kTile<T> * int64_t(sizeof(T)) + 64;
 }
 
 }  // namespace

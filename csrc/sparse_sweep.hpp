@@ -36,9 +36,8 @@ struct SparseScratch {
     static int64_t rows_together(const SlopeChain<T>& chain) { return chain.n_rows < kRowsTogether ? chain.n_rows : kRowsTogether; }
 
     static int64_t bytes(const SlopeChain<T>& chain) {
-        int64_t units = 0;
-        for (int l = 0; l < chain.n_layers; ++l) units += chain.layers[l].units;
-        return (2 * widest(chain) * rows_together(chain) * int64_t(sizeof(T)) + units * 4) * kPointsTogether<T> + 3 * 64;
+        const int64_t factors = 2 * widest(chain) * rows_together(chain) * int64_t(sizeof(T));
+        return (factors + units_of_all_layers(chain) * 4) * kPointsTogether<T> + 3 * 64;
     }
 };
 
@@ -208,8 +207,7 @@ void sparse_rows(const SlopeChain<T>& chain, const T* slopes_end, int first_poin
 // The Jacobians of a tile's points, whose slopes are known.
 template <class T>
 void sparse_sweep(const SlopeChain<T>& chain, int count, bool to_last, const JacobianOutput<T>& to, const T* slopes, char* memory) {
-    int64_t units = 0;
-    for (int l = 0; l < chain.n_layers; ++l) units += chain.layers[l].units;
+    const T* slopes_end = slopes + units_of_all_layers(chain) * kTile<T>;
     SparseScratch<T> scratch(chain, memory);
     for (int first = 0; first < count; first += kPointsTogether<T>) {
         const int points = count - first < kPointsTogether<T> ? count - first : kPointsTogether<T>;
@@ -217,7 +215,7 @@ void sparse_sweep(const SlopeChain<T>& chain, int count, bool to_last, const Jac
         find_active(chain, slopes, first, points, scratch.units, active);
         for (int row = 0; row < chain.n_rows; row += kRowsTogether) {
             const int rows = chain.n_rows - row < kRowsTogether ? chain.n_rows - row : kRowsTogether;
-            sparse_rows(chain, slopes + units * kTile<T>, first, points, row, rows, to_last, active, scratch, to);
+            sparse_rows(chain, slopes_end, first, points, row, rows, to_last, active, scratch, to);
         }
     }
 }

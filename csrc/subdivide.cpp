@@ -7,25 +7,11 @@
 
 namespace lmn {
 
-#if defined(__x86_64__)
-namespace x86_64_v4 {
-extern const SubdivideKernels subdivide_kernels;
-}
-namespace x86_64_v3 {
-extern const SubdivideKernels subdivide_kernels;
-}
-#endif
-namespace baseline {
-extern const SubdivideKernels subdivide_kernels;
-}
+LMN_TABLE_OF(SubdivideKernels, subdivide_kernels, subdivide_kernels_of)
 
 const SubdivideKernels& subdivide_kernels() {
-#if defined(__x86_64__)
-    static const std::string best = instruction_sets().front();
-    if (best == "x86_64_v4") return x86_64_v4::subdivide_kernels;
-    if (best == "x86_64_v3") return x86_64_v3::subdivide_kernels;
-#endif
-    return baseline::subdivide_kernels;
+    static const SubdivideKernels& best = subdivide_kernels_of("");
+    return best;
 }
 
 namespace {
