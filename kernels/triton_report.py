@@ -91,8 +91,9 @@ def configurations() -> Iterator[Configuration]:
     from lmn.kernels import triton_host
     from lmn.kernels.connectivity import triton_gpu as connectivity
     from lmn.kernels.jacobians import triton_gpu as jacobians
+    from lmn.kernels.patterns import triton_gpu as patterns
 
-    for kernels in (triton_host, connectivity, jacobians):
+    for kernels in (triton_host, connectivity, jacobians, patterns):
         yield from kernels.configurations()
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lmn.backends import choose
+from lmn.domain import Array
 from lmn.errors import LmnError, thread_count
 from lmn.grid import RegularGrid, as_grid
+from lmn.kernels.jacobians.problem import Chain
 from lmn.kernels.patterns import unseen
 from lmn.kernels.patterns.problem import Lattice, Layout, Problem
 from lmn.kernels.program import Program
+from lmn.lowering import NotAChain
 from lmn.progress import progress_bar
 from lmn.selection import Select
+from lmn.slopes import slope_chain
 from lmn.subject import Subject, spread
 
 _BATCH_BYTES = 1 << 22  # of the widest result of the samples that are run together
@@ -107,7 +111,7 @@ def activation_patterns(
     ----------
     model, grid, tap, select
         As for :func:`lmn.measure`. Any number of points; all of the model from the tap on is looked at.
-    backend : {"auto", "cpp", "reference"}
+    backend : {"auto", "cpp", "triton", "reference"}
     ids : bool
         Tell which pattern each point has: 8 bytes a point, and all points of a regular grid are evaluated.
     verify : bool
@@ -134,16 +138,34 @@ def activation_patterns(
     >>> len(found.counts), found.counts.max(), found.coverage
     """
     with Subject(model, as_grid(grid), tap=tap, select=select) as subject:
-        _, found = observe(
+        found = observe(
             subject, backend=backend, ids=ids, verify=verify, exhaustive=exhaustive, threads=threads, progress=progress
         )
-    return found
+    return found.patterns
+
+
+class Observed(NamedTuple):
+    """The program whose patterns they are, in the samples' dtype; the patterns; what they are at points of ascending indices,
+    looked at again.
+    """
+
+    program: Program
+    patterns: ActivationPatterns
+    words_at: Callable[[Array], Array]
 
 
 def observe(
-    subject: Subject, *, backend: str, ids: bool, verify: bool, exhaustive: bool, threads: int | None, progress: bool
-) -> tuple[Program, ActivationPatterns]:
-    """The program whose patterns they are, in the samples' dtype, and the patterns."""
+    subject: Subject,
+    *,
+    backend: str = "auto",
+    ids: bool,
+    edges_apart: bool = False,
+    verify: bool = False,
+    exhaustive: bool = False,
+    threads: int | None,
+    progress: bool,
+) -> Observed:
+    """The patterns of an open subject; ``edges_apart`` is as in the kernels' problem."""
     threads = thread_count(threads)
     grid = subject.grid
     example = subject.samples(spread(grid.n_points))
@@ -152,11 +174,16 @@ def observe(
     with progress_bar(grid.n_points, "patterns", "point", progress) as bar:
         problem = Problem(
             program=program,
+            chain=cache(lambda: _chain(subject, example)),
             n_points=grid.n_points,
             samples=lambda indices: subject.samples(torch.from_numpy(indices)),
+            device=example.device,
+            dtype=example.dtype,
             batch=max(1, min(_LARGEST_BATCH, _BATCH_BYTES // (example.element_size() * program.widest))),
-            lattice=None if exhaustive or ids else _lattice(subject, example),
+            lattice=_lattice(subject, example),
+            blocks=not (exhaustive or ids or edges_apart) and example.device.type == "cpu",
             ids=ids,
+            edges_apart=edges_apart,
             verify=verify,
             threads=threads,
             progress=bar.update,
@@ -164,18 +191,25 @@ def observe(
         chosen = choose("patterns", backend, problem)
         found = chosen.load("patterns")(problem)
     layout = Layout.of(program)
-    return program, ActivationPatterns(
+    observed = ActivationPatterns(
         found.words, found.counts, found.first, found.ids, grid.n_points, layout.names, layout.bits, layout.first_words[:-1],
         found.collisions, chosen.name,
     )  # fmt: skip
+    return Observed(program, observed, found.words_at)
+
+
+def _chain(subject: Subject, example: Tensor) -> Chain | None:
+    found = slope_chain(subject.network, example)
+    return None if isinstance(found, NotAChain) else found
 
 
 def _lattice(subject: Subject, example: Tensor) -> Lattice | None:
-    """The grid's points as a lattice of samples, where they are one: of the inputs themselves, on the CPU."""
+    """The grid's points as a lattice of samples, where they are one: of the inputs themselves."""
     grid = subject.grid
-    if not isinstance(grid, RegularGrid) or subject.network.tap is not None or example.device.type != "cpu":
+    if not isinstance(grid, RegularGrid) or subject.network.tap is not None:
         return None
-    return Lattice(grid.counts, lambda steps: grid.between(torch.from_numpy(steps), example))
+    origin, axes = grid.origin.flatten().numpy(), grid.axes.flatten(1).numpy()
+    return Lattice(origin, axes, grid.counts, lambda steps: grid.between(torch.from_numpy(steps), example))
 
 
 def check_agreement(steps: Callable[[Tensor], Tensor], tail: Callable[[Tensor], Tensor], samples: Tensor) -> None:

@@ -34,6 +34,8 @@ class Backend:
         Packages that must be installed.
     takes_chains : bool
         Whether it computes from a chain's arrays, and not by running the tail.
+    on_gpus : bool
+        Whether it is for GPUs: ``"auto"`` takes it for what is on one, and never its interpreter on the CPU.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Backend:
     priority: int
     requires: tuple[str, ...] = ()
     takes_chains: bool = False
+    on_gpus: bool = False
 
     def missing(self) -> str:
         """Why this machine can't run it, or ""."""
@@ -68,13 +71,24 @@ def _chains_on_the_cpu(problem: Any) -> tuple[bool, str]:
     return (False, f"it runs on the CPU, and the samples are on {device}") if device != "cpu" else _chains(problem)
 
 
-def _chains_on_a_gpu(problem: Any) -> tuple[bool, str]:
-    device, dtype = problem.device.type, problem.dtype
+def _on_a_gpu(problem: Any) -> tuple[bool, str]:
+    device = problem.device.type
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return False, f"it runs on a GPU, and the samples are on {device} (TRITON_INTERPRET=1 runs it there, slowly)"
-    if dtype != torch.float32:
-        return False, f"it computes in float32, and the samples are {str(dtype).removeprefix('torch.')}"
+    return True, ""
+
+
+def _chains_on_a_gpu(problem: Any) -> tuple[bool, str]:
+    supported, why = _on_a_gpu(problem)
+    if not supported:
+        return False, why
+    if problem.dtype != torch.float32:
+        return False, f"it computes in float32, and the samples are {str(problem.dtype).removeprefix('torch.')}"
     return _chains(problem)
+
+
+def _triton(package: str, supports: Supports, *, takes_chains: bool = True) -> Backend:
+    return Backend("triton", package + "triton_gpu", supports, 40, ("triton",), takes_chains, on_gpus=True)
 
 
 def _what_has_float64(problem: Any) -> tuple[bool, str]:
@@ -91,7 +105,7 @@ REGISTRY: dict[str, tuple[Backend, ...]] = {
     "connectivity": (
         Backend("cpp", _CONNECTIVITY + "cpp", _chains_on_the_cpu, 30, takes_chains=True),
         Backend("numba", _CONNECTIVITY + "numba_cpu", _chains_on_the_cpu, 20, requires=("numba",), takes_chains=True),
-        Backend("triton", _CONNECTIVITY + "triton_gpu", _chains_on_a_gpu, 15, requires=("triton",), takes_chains=True),
+        _triton(_CONNECTIVITY, _chains_on_a_gpu),
         Backend("torch", _CONNECTIVITY + "torch_eager", _anything, 10),
         Backend("reference", _CONNECTIVITY + "reference", _what_has_float64, 0),
     ),
@@ -100,12 +114,13 @@ REGISTRY: dict[str, tuple[Backend, ...]] = {
         Backend("torch", _REGIONS + "torch_eager", _anything, 10),
     ),
     "patterns": (
+        _triton(_PATTERNS, _on_a_gpu, takes_chains=False),
         Backend("cpp", _PATTERNS + "cpp", _anything, 10),
         Backend("reference", _PATTERNS + "reference", _anything, 0),
     ),
     "jacobians": (
         Backend("cpp", _JACOBIANS + "cpp", _chains_on_the_cpu, 20, takes_chains=True),
-        Backend("triton", _JACOBIANS + "triton_gpu", _chains_on_a_gpu, 15, requires=("triton",), takes_chains=True),
+        _triton(_JACOBIANS, _chains_on_a_gpu),
         Backend("torch", _JACOBIANS + "torch_eager", _anything, 10),
         Backend("reference", _JACOBIANS + "reference", _what_has_float64, 0),
     ),
@@ -142,6 +157,8 @@ def choose(operation: str, name: str, problem: Any) -> Backend:
     reasons = []
     for backend in sorted(REGISTRY[operation], key=lambda backend: -backend.priority):
         if name != backend.name and (name != "auto" or backend.priority == 0):
+            continue
+        if name == "auto" and backend.on_gpus and problem.device.type == "cpu":
             continue
         missing = backend.missing()
         supported, why = (False, missing) if missing else backend.supports(problem)

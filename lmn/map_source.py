@@ -14,19 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmn import _core
+from lmn.activation_patterns import observe
 from lmn.errors import LmnError
 from lmn.exact_regions import ExactRegions
 from lmn.grid import RegularGrid
 from lmn.kernels.activations import Activation
 from lmn.kernels.patterns.bits import words_of
-from lmn.kernels.patterns.problem import Layout
 from lmn.kernels.program import Program
 from lmn.local_maps import CHECKED, Differentiated, differentiated, own_derivatives
 from lmn.lowering import NotAChain
 from lmn.observed_regions import ObservedRegions
 from lmn.partition import Array, Regions
-from lmn.progress import progress_bar
 from lmn.regions import find, is_geometric
 from lmn.subject import Subject, spread
 
@@ -167,6 +165,8 @@ class MapSource:
             return torch.from_numpy(self.regions._at_points(values.numpy(), self._counts)).flatten(0, len(self._counts) - 1)
         if self.repeated is None:
             return values
+        if values.device.type != "cpu":
+            return values[self.repeated.to(values.device)]
         return torch.from_numpy(values.numpy().take(self.repeated.numpy(), axis=0))  # five times as fast as torch's
 
     @property
@@ -222,7 +222,8 @@ def map_source(
     of_domain : bool
         What is asked is a number of the domain, for which the weights of maps are enough, and not of each point.
     shared : bool
-        Whether a map may be computed once for many points. Those of a backend that is named are taken at every point.
+        Whether a map may be computed once for many points. Those of other backends than "triton", where they are named, are
+        taken at every point.
     known : Regions, optional
         The subject's, if they were found before.
     """
@@ -235,15 +236,15 @@ def map_source(
         shares = torch.full((n_maps,), 1 / n_maps, dtype=torch.float64) if weights is None else weights.double()
         return MapSource(subject, found, n_maps, shares, example.dtype, example.device, threads, **rest)  # type: ignore[arg-type]
 
-    shared = shared and backend == "auto" and example.device.type == "cpu"
-    regions = _regions(subject, threads, of_domain, known) if shared else None
+    on_cpu = example.device.type == "cpu"
+    regions = _regions(subject, threads, of_domain, known) if shared and backend == "auto" and on_cpu else None
     if regions is not None:
         volumes = torch.from_numpy(regions.volumes)
         return source(None, regions.count, volumes / volumes.sum(), regions=regions)
     found = differentiated(subject.network, example, backend, threads)
     repeated = (
-        _patterns(subject, found, example, threads, of_domain, known, progress)
-        if shared and found.path != "whole model" and n_points >= _WORTH_PATTERNS
+        _patterns(subject, found, backend, threads, of_domain, known, progress)
+        if shared and backend in ("auto", "triton") and found.path != "whole model" and n_points >= _WORTH_PATTERNS
         else None
     )
     if repeated is not None:
@@ -293,7 +294,7 @@ def _is_piecewise_linear(subject: Subject) -> bool:
 def _patterns(
     subject: Subject,
     found: Differentiated,
-    example: Tensor,
+    backend: str,
     threads: int,
     of_domain: bool,
     known: Regions | None,
@@ -308,30 +309,13 @@ def _patterns(
     if program is None or (is_chain and not _repeated(program, subject, threads)):
         return None
     if of_domain and isinstance(known, ObservedRegions):
-        first, on_edges = known.first, np.zeros(known.count, dtype=bool)
-        words_of(program, subject.samples(torch.from_numpy(first)), threads, on_edges)
-        if not on_edges.any():
+        first = known.first
+        if not words_of(program, subject.samples(torch.from_numpy(first)), threads, first)[:, -1].any():
             return first, known.counts, None
-    return _distinct(program, subject, example, threads, progress)
-
-
-def _distinct(program: Program, subject: Subject, example: Tensor, threads: int, progress: bool) -> tuple[Array, Array, Tensor]:
-    """As by their patterns, but for points on the edge of theirs: torch's slopes there are another map, each its own."""
-    n_points = subject.grid.n_points
-    ids, on_edges = np.empty(n_points, dtype=np.int64), np.zeros(n_points, dtype=bool)
-    seen = _core.PatternSet(Layout.of(program).n_words, False)
-    batch = max(1, min(_LARGEST_PART, _PART_BYTES // (example.element_size() * program.widest)))
-    with torch.no_grad(), progress_bar(n_points, "patterns", "point", progress) as bar:
-        for first in range(0, n_points, batch):
-            part = slice(first, min(first + batch, n_points))
-            indices = np.arange(part.start, part.stop)
-            words = words_of(program, subject.samples(torch.from_numpy(indices)), threads, on_edges[part])
-            seen.insert(words, indices, None, threads, ids[part])
-            bar.update(len(indices))
-    words, _, _ = seen.take(ids)
-    ids[on_edges] = len(words) + np.arange(int(on_edges.sum()))
-    _, representatives, of_point, counts = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
-    return representatives, counts, torch.from_numpy(of_point)
+    # Of points on the edge of theirs torch's slopes are another map, each its own.
+    seen = observe(subject, backend=backend, ids=True, edges_apart=True, threads=threads, progress=progress).patterns
+    assert seen.ids is not None
+    return seen.first, seen.counts, torch.from_numpy(seen.ids)
 
 
 def piecewise_linear_program(subject: Subject) -> Program | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -36,6 +36,7 @@ class LookedUp(NamedTuple):
 
     subject: Subject
     program: Program
+    words_at: Callable[[Array], Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +131,12 @@ class ObservedRegions(Regions):
 
     def _samples(self) -> Iterator[Tensor]:
         """The first points of the regions, some at a time: looked up again, and checked to have the patterns that they had."""
-        subject, program = self._looked_up
+        subject, _, words_at = self._looked_up
         parts = -(-self.count // _REGIONS_AT_A_TIME)
         for indices, patterns in zip(np.array_split(self.first, parts), np.array_split(self.patterns, parts), strict=True):
             with subject.network.reading():
                 samples = subject.samples(torch.from_numpy(indices))
-                same = np.array_equal(words_of(program, samples, 1), patterns)
+                same = np.array_equal(words_at(indices), patterns)
             if not same:
                 raise LmnError(
                     "the model before the tap, or the samples, have changed since these regions were observed, and the points "

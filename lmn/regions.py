@@ -118,10 +118,10 @@ def find(
         check_name("regions", backend)
         return _exact(subject, backend, max_regions, threads, started)
     check_name("patterns", backend)
-    program, found = observe(
+    program, found, words_at = observe(
         subject, backend=backend, ids=False, verify=verify, exhaustive=exhaustive, threads=threads, progress=progress
     )
-    looked_up = LookedUp(subject, program)
+    looked_up = LookedUp(subject, program, words_at)
     return ObservedRegions(found, isinstance(subject.grid, RegularGrid), looked_up, time.perf_counter() - started)
 
 

@@ -28,16 +28,19 @@ def largest_members(windows: Windows, units: Tensor) -> Tensor:
     return position
 
 
+def lines_of(bend: Pieces | Windows, units: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Whose bits a bend's are, value by value and breakpoint by breakpoint whether it is above: (n, n_values)."""
+    if isinstance(bend, Pieces):
+        return units, bend.breakpoints
+    position = largest_members(bend, units)
+    bits = (position[:, :, None] >> torch.arange(bend.bits_each, device=units.device)) & 1
+    return bits.flatten(1).float(), np.array([0.5])
+
+
 def pack(step: Step, units: Tensor, words: np.ndarray, first_word: int, threads: int) -> None:
     """Write the bits of one bend into samples' words, (n, n_words), from units of shape (n, n_units)."""
-    bend = step.bend
-    if isinstance(bend, Pieces):
-        z, breakpoints = units, bend.breakpoints
-    else:
-        assert bend is not None
-        position = largest_members(bend, units)
-        z = (position[:, :, None] >> torch.arange(bend.bits_each, device=units.device)) & 1
-        z, breakpoints = z.flatten(1).float(), np.array([0.5])
+    assert step.bend is not None
+    z, breakpoints = lines_of(step.bend, units)
     array = np.ascontiguousarray((z if z.dtype == torch.float64 else z.float()).cpu().numpy())
     write = _core.pack_bits_f64 if array.dtype == np.float64 else _core.pack_bits_f32
     write(array, breakpoints, words, first_word, threads)
@@ -56,16 +59,22 @@ def tied(bend: Pieces | Windows, units: Tensor) -> Tensor:
     return ((members == members.amax(2, keepdim=True)).sum(2) > 1).any(1)
 
 
-def words_of(program: Program, samples: Tensor, threads: int, on_edges: np.ndarray | None = None) -> np.ndarray:
-    """The patterns of samples, (n, n_words), uint64; and, into a bool array, which samples are on the edge of theirs."""
+def words_of(program: Program, samples: Tensor, threads: int, numbers: np.ndarray | None = None) -> np.ndarray:
+    """The patterns of samples, (n, n_words), uint64.
+
+    With numbers, (n,), of the samples there is one word more: a sample's number, and one, if it is exactly where pieces meet.
+    """
     layout = Layout.of(program)
     first_words = dict(zip((step.target for step in program.bends), layout.first_words, strict=False))
-    words = np.empty((len(samples), layout.n_words), dtype=np.uint64)
+    words = np.empty((len(samples), layout.n_words + (numbers is not None)), dtype=np.uint64)
+    on_edge = np.zeros(len(samples), dtype=bool)
 
     def at_bend(step: Step, units: Tensor) -> None:
         pack(step, units, words, first_words[step.target], threads)
-        if on_edges is not None and step.bend is not None:
-            np.logical_or(on_edges, tied(step.bend, units).cpu().numpy(), out=on_edges)
+        if numbers is not None and step.bend is not None:
+            np.logical_or(on_edge, tied(step.bend, units).cpu().numpy(), out=on_edge)
 
     program.visit(samples, at_bend)
+    if numbers is not None:
+        words[:, -1] = np.where(on_edge, numbers + 1, 0)
     return words

@@ -16,7 +16,7 @@ def patterns(problem: Problem) -> Patterns:
     """The distinct activation patterns at the problem's points; memory grows with them and not with the points."""
     counter = _Counter(problem)
     with torch.no_grad(), torch_threads(problem.threads):
-        if problem.lattice is not None:
+        if problem.lattice is not None and problem.blocks:
             counter.n_evaluated += blocks.count(problem, counter.insert, counter.evaluate)
         else:
             for first in range(0, problem.n_points, problem.batch):
@@ -27,14 +27,15 @@ def patterns(problem: Problem) -> Patterns:
 class _Counter:
     def __init__(self, problem: Problem) -> None:
         self._problem, self._n_words = problem, Layout.of(problem.program).n_words
-        self._set = _core.PatternSet(self._n_words, problem.verify)
+        self._set = _core.PatternSet(self._n_words + problem.edges_apart, problem.verify)
         self._keys = np.empty(problem.n_points, dtype=np.int64) if problem.ids else None
         self.n_evaluated = 0
 
     def evaluate(self, indices: np.ndarray) -> None:
         """Run the samples of ascending indices and count their patterns."""
         problem = self._problem
-        words = words_of(problem.program, problem.samples(indices), problem.threads)
+        numbers = indices if problem.edges_apart else None
+        words = words_of(problem.program, problem.samples(indices), problem.threads, numbers)
         self.n_evaluated += len(indices)
         keys = self._keys[indices[0] : indices[-1] + 1] if self._keys is not None else None
         self._set.insert(words, indices, None, problem.threads, keys)
@@ -48,4 +49,9 @@ class _Counter:
     def result(self) -> Patterns:
         collisions = int(self._set.collisions) if self._problem.verify else None
         words, counts, first = self._set.take(self._keys)
-        return Patterns(words, counts, first, self._keys, collisions, self.n_evaluated)
+        words = words[:, : self._n_words] if self._problem.edges_apart else words
+        return Patterns(words, counts, first, self._keys, collisions, self.n_evaluated, self._words_at)
+
+    def _words_at(self, indices: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return words_of(self._problem.program, self._problem.samples(indices), self._problem.threads)

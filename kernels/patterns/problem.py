@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from lmn.kernels.jacobians.problem import Chain
 from lmn.kernels.program import Program
 
 
@@ -51,15 +53,19 @@ def _n_distinct(rows: np.ndarray) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
-    """Points on a regular grid: origin + Σ_a i_a step_a, 0 <= i_a < counts[a], the last axis fastest.
+    """Points on a regular grid: origin + Σ_a axis_a i_a / (counts[a] - 1), 0 <= i_a < counts[a], the last axis fastest.
 
     Attributes
     ----------
+    origin : ndarray of shape (n_in,), float64
+    axes : ndarray of shape (n_axes, n_in), float64
     counts : tuple of int
     at : callable
         (n, n_axes) float64, places between the points too, to samples (n, ...) of the program's dtype.
     """
 
+    origin: np.ndarray
+    axes: np.ndarray
     counts: tuple[int, ...]
     at: Callable[[np.ndarray], Tensor]
 
@@ -71,15 +77,23 @@ class Problem:
     Attributes
     ----------
     program : Program
+    chain : callable
+        The program as a chain whose activations kernels have, or None where it is none.
     n_points : int
     samples : callable
         Indices, (n,) int64, to those samples, (n, ...), of the program's dtype.
+    device, dtype
+        Theirs.
     batch : int
         Samples that are run at a time.
     lattice : Lattice or None
-        Where the points are a regular grid, and blocks of it in which nothing bends are to be counted without a look inside.
+        Where the points are a regular grid of inputs.
+    blocks : bool
+        Whether blocks of it in which nothing bends may be counted without a look inside.
     ids : bool
         Whether it is asked which pattern each point has.
+    edges_apart : bool
+        Count each point that is exactly where pieces meet as a pattern of its own.
     verify : bool
         Compare the bits of patterns whose hashes are equal.
     threads : int
@@ -88,11 +102,16 @@ class Problem:
     """
 
     program: Program
+    chain: Callable[[], Chain | None]
     n_points: int
     samples: Callable[[np.ndarray], Tensor]
+    device: torch.device
+    dtype: torch.dtype
     batch: int
     lattice: Lattice | None
+    blocks: bool
     ids: bool
+    edges_apart: bool
     verify: bool
     threads: int
     progress: Callable[[int], object]
@@ -115,6 +134,8 @@ class Patterns:
         Different patterns of one hash, if that was verified.
     n_evaluated : int
         Forward passes, of points or of directions of blocks.
+    words_at : callable
+        Ascending indices of points, (n,) int64, to the patterns that they have now, (n, n_words), as these were found.
     """
 
     words: np.ndarray
@@ -123,3 +144,4 @@ class Patterns:
     ids: np.ndarray | None
     collisions: int | None
     n_evaluated: int
+    words_at: Callable[[np.ndarray], np.ndarray]
