@@ -57,6 +57,11 @@ class NarrowChain:
         of = [layer.activation.core_index for layer in self.chain.layers] + [0] * MOST_DEPTH
         return {f"CORE{number}": of[number] for number in range(MOST_DEPTH)}
 
+    @property
+    def inner_cores(self) -> dict[str, int]:
+        """Those that are followed by another layer."""
+        return {name: core for name, core in self.cores.items() if name != f"CORE{MOST_DEPTH - 1}"}
+
     @cached_property
     def first(self) -> Tensor:
         """(n_in, width)."""

@@ -91,9 +91,10 @@ def configurations() -> Iterator[Configuration]:
     from lmn.kernels import triton_host
     from lmn.kernels.connectivity import triton_gpu as connectivity
     from lmn.kernels.jacobians import triton_gpu as jacobians
+    from lmn.kernels.local_complexity import triton_gpu as local_complexity
     from lmn.kernels.patterns import triton_gpu as patterns
 
-    for kernels in (triton_host, connectivity, jacobians, patterns):
+    for kernels in (triton_host, connectivity, jacobians, patterns, local_complexity):
         yield from kernels.configurations()
 
 

@@ -125,7 +125,8 @@ REGISTRY: dict[str, tuple[Backend, ...]] = {
         Backend("reference", _JACOBIANS + "reference", _what_has_float64, 0),
     ),
     "local_complexity": (
-        Backend("cpp", _LOCAL_COMPLEXITY + "cpp", _chains, 20, takes_chains=True),
+        Backend("cpp", _LOCAL_COMPLEXITY + "cpp", _chains_on_the_cpu, 20, takes_chains=True),
+        _triton(_LOCAL_COMPLEXITY, _chains_on_a_gpu),
         Backend("torch", _LOCAL_COMPLEXITY + "torch_eager", _anything, 10),
         Backend("reference", _LOCAL_COMPLEXITY + "reference", _what_has_float64, 0),
     ),

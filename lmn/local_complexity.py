@@ -154,7 +154,7 @@ def local_complexity(
     seed : int
         Of the directions' own random generator, which shares no stream with any that the model was drawn from: directions
         drawn from torch's generator by the model's own seed repeat its first weights, and find units that others don't.
-    backend : {"auto", "cpp", "torch", "reference"}
+    backend : {"auto", "cpp", "triton", "torch", "reference"}
         What computes it; see :func:`lmn.available_backends`. A backend that is named is used or raises.
     threads : int, optional
         CPU threads; default ``torch.get_num_threads()``.
@@ -303,6 +303,7 @@ def _plan(
     return Problem(
         n_points=len(indices),
         samples=samples,
+        device=example.device,
         dtype=example.dtype,
         steps=steps,
         chain=chain,
@@ -318,14 +319,12 @@ def _plan(
 
 def _chain(network: Network, example: Tensor) -> tuple[Chain | None, tuple[Layer, ...], str]:
     """The chain that the tail is, with its layers but for identities; or why it is none."""
-    if example.device.type != "cpu":
-        return None, (), f"the samples are on {example.device.type}"
     chain = slope_chain(network, example)
     if isinstance(chain, NotAChain):
         return None, (), chain.why
     layers = [layer_of(layer.activation, n_units) for layer, n_units in zip(chain.layers, chain.units, strict=True)]
     exact = example if network.single_inside else example.double()
-    if not outputs_agree(_chain_outputs(chain, exact.flatten(1)), _outputs(network, exact).double()):
+    if not outputs_agree(_chain_outputs(chain, exact.flatten(1).cpu()), _outputs(network, exact).double().cpu()):
         return None, (), "as one it gives other outputs than the model"
     return chain, tuple(layer for layer in layers if layer is not None), ""
 

@@ -21,9 +21,8 @@ from torch.nn import functional
 import lmn
 from lmn import _core
 from lmn.bends import Bends
-from lmn.grid import as_grid
 from lmn.kernels.local_complexity import cpp, torch_eager
-from lmn.local_complexity import _chain, directions
+from lmn.local_complexity import directions
 from lmn.subject import Subject
 
 from models import CASES, Case, InPlaceResidual, LooksAtValues, PaperNetwork, Transformer, built
@@ -870,9 +869,3 @@ def test_few_units_that_cross_and_more_of_them_than_directions(r: float, activat
             crossed = torch.stack([(z > at).any(1) & ~(z > at).all(1) for at in breakpoints]).any(0)
             assert found.counts[:, number // 2].tolist() == crossed.sum(1).tolist()
         h = layer(h)
-
-
-def test_chains_on_other_devices_take_the_generic_path() -> None:
-    with Subject(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), as_grid(torch.randn(5, 3))) as subject:
-        chain, layers, why = _chain(subject.network, torch.empty(2, 3, device="meta"))
-    assert (chain, layers, why) == (None, (), "the samples are on meta")

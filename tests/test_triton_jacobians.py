@@ -1,8 +1,5 @@
 """The Triton kernels of Jacobians in Triton's interpreter against torch.func.jacrev in float64."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from test_jacobians import chain_of
@@ -16,17 +13,7 @@ from lmn.kernels.triton_host import NarrowChain
 CPU = torch.device("cpu")
 ODD = (1, 2, 17, 33, 100)
 
-
-@pytest.fixture(autouse=True)
-def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a kernel does not write is not a number."""
-    empty: Callable[..., Tensor] = torch.empty
-
-    def poisoned(*shape: Any, **options: Any) -> Tensor:
-        made = empty(*shape, **options)
-        return made.fill_(torch.nan) if made.is_floating_point() else made
-
-    monkeypatch.setattr(torch, "empty", poisoned)
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def check(widths: tuple[int, ...], act: str, n: int, fused: bool) -> None:

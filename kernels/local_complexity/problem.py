@@ -54,12 +54,13 @@ class Problem:
     ----------
     n_points : int
     samples : callable
-        Indices, (n,) int64, to those samples, (n, ...), of the given dtype.
-    dtype : torch.dtype
+        Indices, (n,) int64, to those samples, (n, ...).
+    device, dtype
+        Theirs.
     steps : Tensor of shape (n_directions, n_in), float64, on the CPU
         From a sample to its vertices: orthogonal, of one length.
     chain : Chain or None
-        The tail's arrays where it is a chain and the samples are on the CPU.
+        The tail's arrays where it is a chain.
     layers : tuple of Layer
         Of the chain: its activations but for identities, in their order.
     why_no_chain : str
@@ -76,6 +77,7 @@ class Problem:
 
     n_points: int
     samples: Callable[[np.ndarray], Tensor]
+    device: torch.device
     dtype: torch.dtype
     steps: Tensor
     chain: Chain | None

@@ -26,7 +26,8 @@ class DistinctPatterns:
     """
 
     def __init__(self, n_words: int, device: torch.device, *, verify: bool, ids: bool) -> None:
-        self._verify, self._ids = verify, [] if ids else None
+        self._verify = verify
+        self._ids: list[Tensor] | None = [] if ids else None
         self.words = torch.empty(0, n_words, dtype=torch.int64, device=device)
         self._hashes = torch.empty(0, 2, dtype=torch.int64, device=device)
         self.counts, self.first = (torch.empty(0, dtype=torch.int64, device=device) for _ in range(2))

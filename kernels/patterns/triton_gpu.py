@@ -20,11 +20,11 @@ from lmn.kernels.patterns.triton_bits import hashed, pack
 from lmn.kernels.patterns.triton_fused import fused
 from lmn.kernels.pieces import breakpoints_of
 from lmn.kernels.program import Step
-from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, NarrowChain, warps_for
+from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, NarrowChain
 from lmn.kernels.triton_report import Configuration
 from lmn.kernels.triton_targets import precision_of
 
-INS = 16
+INS, _WARPS = 16, 8
 _POINTS_A_CALL = 1 << 18
 _SAMPLE_BYTES = 1 << 26  # of the samples of a call
 _PACKED = 64  # points of a tile
@@ -162,9 +162,9 @@ class _Narrow:
             WIDTH=narrow.width,
             POINTS=POINTS,
             INS=INS,
-            **{f"CORE{number}": narrow.cores[f"CORE{number}"] for number in range(MOST_DEPTH - 1)},
+            **narrow.inner_cores,
             PRECISION=precision_of(device),
-            num_warps=narrow.warps,
+            num_warps=_WARPS,
             num_stages=1,
         )
         return words, hashes
@@ -227,9 +227,15 @@ def configurations() -> Iterator[Configuration]:
     for label, core, most, grid in (
         ("abs, grid", "abs", 1, True), ("abs, samples", "abs", 1, False), ("clamp, samples", "clamp", 2, False)
     ):  # fmt: skip
-        constants = {"GRID": grid, "INDEXED": False, "EDGES": True, "MOST_BREAKPOINTS": most, "DEPTH": MOST_DEPTH}
+        constants: dict[str, Any] = {
+            "GRID": grid,
+            "INDEXED": False,
+            "EDGES": True,
+            "MOST_BREAKPOINTS": most,
+            "DEPTH": MOST_DEPTH,
+        }
         constants |= {"WIDTH": MOST_WIDTH, "POINTS": POINTS, "INS": INS, "PRECISION": ""}
         constants |= dict.fromkeys(("CORE0", "CORE1", "CORE2"), CORES.index(core))
-        yield Configuration("patterns", f"{MOST_DEPTH} x {MOST_WIDTH} {label}", fused, constants, _TYPES, warps_for([core]), 1)
+        yield Configuration("patterns", f"{MOST_DEPTH} x {MOST_WIDTH} {label}", fused, constants, _TYPES, _WARPS, 1)
     yield Configuration("patterns", "packed", pack, {"POINTS": _PACKED}, _TYPES, 4, 2)
     yield Configuration("patterns", "hashed", hashed, {"POINTS": _PACKED}, _TYPES, 2, 2)

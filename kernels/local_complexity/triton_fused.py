@@ -1,0 +1,130 @@
+"""The Triton kernel of local complexity of narrow chains: all vertices around a sample go forward, a tile at a time.
+
+A sample goes through the first affine map once, and its vertices are the same steps from there as everybody's. All that is
+kept of a layer is the least and the greatest pre-activation of each unit.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lmn.kernels.triton_chain import activated, next_map
+
+
+@triton.jit
+def vertices_at(z, steps, vertices, n_directions, n_units, columns, present):
+    """Pre-activations z, (WIDTH,), at vertices, (VERTICES,): all z + step, then z - step, of steps (n_directions, n_units)."""
+    number = vertices % (2 * n_directions)  # what is too many is some again
+    forward = number < n_directions
+    direction = tl.where(forward, number, number - n_directions)
+    step = tl.load(steps + direction[:, None] * n_units + columns[None, :], mask=present[None, :], other=0.0)
+    return z[None, :] + tl.where(forward, 1.0, -1.0)[:, None] * step
+
+
+@triton.jit
+def seen(z, least, most):
+    """The least and the greatest so far, (WIDTH,), of z, (VERTICES, WIDTH); the greatest is infinite if one is not finite."""
+    values = tl.where(z - z == 0.0, z, float("inf"))  # NaN and infinity minus themselves are NaN
+    return tl.minimum(least, tl.min(z, axis=0)), tl.maximum(most, tl.max(values, axis=0))
+
+
+@triton.jit
+def counted(least, most, breakpoints, n_breakpoints, present):
+    """Units with a breakpoint between, and -1 where a value is not finite."""
+    between = tl.zeros_like(least).to(tl.int32)
+    for which in range(n_breakpoints):
+        at = tl.load(breakpoints + which)
+        between = between | ((most > at) & (least <= at)).to(tl.int32)
+    count = tl.sum(tl.where(present, between, 0), axis=0)
+    return tl.where(tl.max(tl.where(present, most, 0.0), axis=0) == float("inf"), -1, count)
+
+
+@triton.jit
+def _at_sample(x, first, bias, sample, n_in, columns, WIDTH: tl.constexpr, INS: tl.constexpr):
+    """The first pre-activations of one sample, (WIDTH,)."""
+    z = tl.zeros((INS, WIDTH), tl.float32)
+    for begin in range(0, n_in, INS):
+        ins = begin + tl.arange(0, INS)
+        value = tl.load(x + sample * n_in + ins, mask=ins < n_in, other=0.0)
+        z += value[:, None] * tl.load(first + ins[:, None] * WIDTH + columns[None, :], mask=(ins < n_in)[:, None], other=0.0)
+    return tl.sum(z, axis=0) + tl.load(bias + columns)
+
+
+@triton.jit
+def _of_layer(least, most, breakpoints, layout, layer, counts, sample, n_layers, columns, MOST_BREAKPOINTS: tl.constexpr):
+    """To counts, (n_points, n_layers), int32; layout, int32, is of each layer: units, breakpoints, where in the counts."""
+    n_units, n_breakpoints, place = (
+        tl.load(layout + 3 * layer),
+        tl.load(layout + 3 * layer + 1),
+        tl.load(layout + 3 * layer + 2),
+    )
+    count = counted(least, most, breakpoints + layer * MOST_BREAKPOINTS, n_breakpoints, columns < n_units)
+    tl.store(counts + sample * n_layers + place, count, mask=n_breakpoints > 0)
+
+
+@triton.jit
+def fused(
+    x,
+    first,
+    first_bias,
+    steps,
+    weights,
+    biases,
+    scales,
+    straights,
+    parameters,
+    breakpoints,
+    layout,
+    counts,
+    n_in,
+    n_directions,
+    n_layers,
+    nothing,
+    MOST_BREAKPOINTS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VERTICES: tl.constexpr,
+    INS: tl.constexpr,
+    CORE0: tl.constexpr,
+    CORE1: tl.constexpr,
+    CORE2: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """How many units of each layer are counted at sample x[program 0] of (n_points, n_in): counts, (n_points, n_layers), int32.
+
+    steps, (n_directions, WIDTH), are from first pre-activations to those of half of the vertices; ``nothing`` is 0, which keeps
+    weights from being loaded before the loop, all at once.
+    """
+    sample = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, WIDTH)
+    everywhere = columns < WIDTH
+    at_sample = _at_sample(x, first, first_bias, sample, n_in, columns, WIDTH, INS)
+    infinity = tl.full((WIDTH,), float("inf"), tl.float32)
+    least0, most0 = infinity, -infinity
+    least1, most1 = infinity, -infinity
+    least2, most2 = infinity, -infinity
+    least3, most3 = infinity, -infinity
+    for begin in range(0, 2 * n_directions, VERTICES):
+        here = weights + begin * nothing
+        z = vertices_at(at_sample, steps, begin + tl.arange(0, VERTICES), n_directions, WIDTH, columns, everywhere)
+        least0, most0 = seen(z, least0, most0)
+        if DEPTH > 1:
+            u = activated(z, scales, straights, parameters, 0, columns, WIDTH, CORE0)
+            z = next_map(u, here, biases, 0, columns, WIDTH, PRECISION)
+            least1, most1 = seen(z, least1, most1)
+        if DEPTH > 2:
+            u = activated(z, scales, straights, parameters, 1, columns, WIDTH, CORE1)
+            z = next_map(u, here, biases, 1, columns, WIDTH, PRECISION)
+            least2, most2 = seen(z, least2, most2)
+        if DEPTH > 3:
+            u = activated(z, scales, straights, parameters, 2, columns, WIDTH, CORE2)
+            z = next_map(u, here, biases, 2, columns, WIDTH, PRECISION)
+            least3, most3 = seen(z, least3, most3)
+    _of_layer(least0, most0, breakpoints, layout, 0, counts, sample, n_layers, columns, MOST_BREAKPOINTS)
+    if DEPTH > 1:
+        _of_layer(least1, most1, breakpoints, layout, 1, counts, sample, n_layers, columns, MOST_BREAKPOINTS)
+    if DEPTH > 2:
+        _of_layer(least2, most2, breakpoints, layout, 2, counts, sample, n_layers, columns, MOST_BREAKPOINTS)
+    if DEPTH > 3:
+        _of_layer(least3, most3, breakpoints, layout, 3, counts, sample, n_layers, columns, MOST_BREAKPOINTS)

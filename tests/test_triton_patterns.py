@@ -1,0 +1,225 @@
+"""Activation patterns by the Triton kernels in Triton's interpreter against the definition."""
+
+import itertools
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lmn
+from lmn import map_source
+from lmn.activation_patterns import observe
+from lmn.backends import REGISTRY, choose
+from lmn.grid import as_grid
+from lmn.kernels.jacobians.triton_gpu import TritonMaps
+from lmn.kernels.patterns import distinct, triton_gpu
+from lmn.kernels.patterns.distinct import DistinctPatterns
+from lmn.subject import Subject
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+ACTIVATIONS: dict[str, Any] = {
+    "ReLU": nn.ReLU, "LeakyReLU": nn.LeakyReLU, "PReLU": nn.PReLU, "ReLU6": nn.ReLU6, "Hardsigmoid": nn.Hardsigmoid,
+    "Hardtanh": lambda: nn.Hardtanh(-0.5, 0.2), "Softshrink": lambda: nn.Softshrink(0.3),
+}  # fmt: skip
+ODD = (1, 2, 17, 33, 100)
+NARROW = (3, 20, 17, 2)
+WIDE = (3, 70, 9, 2)
+
+
+def mlp(widths: tuple[int, ...], act: str = "ReLU") -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for n_in, n_out in itertools.pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), ACTIVATIONS[act]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def samples(n: int, n_in: int) -> Tensor:
+    return 2 * torch.randn(n, n_in, generator=torch.Generator().manual_seed(5))
+
+
+def check(model: nn.Module, grid: Any, **options: Any) -> lmn.ActivationPatterns:
+    got, expected = (
+        lmn.activation_patterns(model, grid, backend=backend, ids=True, progress=False, **options)
+        for backend in ("triton", "reference")
+    )
+    assert (got.backend, got.layers, got.bits) == ("triton", expected.layers, expected.bits)
+    for name in ("words", "counts", "first", "ids"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+    return got
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("widths", [NARROW, WIDE], ids=["narrow", "wide"])
+def test_every_activation(act: str, widths: tuple[int, ...]) -> None:
+    assert len(check(mlp(widths, act), samples(40, 3)).counts) > 5
+
+
+@pytest.mark.parametrize("act", ["ReLU", "Hardtanh"])
+@pytest.mark.parametrize("widths", [(9, 33, 4), (3, 17, 9, 20), (40, 20, 17, 33, 5), (5, 16, 17, 18, 64, 2)], ids=len)
+def test_every_depth(widths: tuple[int, ...], act: str) -> None:
+    check(mlp(widths, act), samples(20, widths[0]))
+
+
+@pytest.mark.parametrize("n", ODD)
+@pytest.mark.parametrize("widths", [NARROW, WIDE], ids=["narrow", "wide"])
+def test_any_number_of_points(n: int, widths: tuple[int, ...]) -> None:
+    check(mlp(widths), samples(n, 3))
+
+
+@pytest.mark.parametrize("size", ODD)
+@pytest.mark.parametrize("act", ["ReLU", "Hardtanh"])
+def test_any_sizes(size: int, act: str) -> None:
+    """Tiles are larger than the data in each dimension, or no multiple of it; words are full, and nearly so."""
+    check(mlp((size, 20, 2), act), samples(3, size))
+    check(mlp((3, size, 5, 2), act), samples(20, 3))
+
+
+@pytest.mark.parametrize("size", [31, 32, 63, 64, 65, 128])
+def test_words_that_are_full(size: int) -> None:
+    check(mlp((3, size, size, 2), "Hardtanh"), samples(9, 3))
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        lmn.box(-2, 2, [5, 1, 7]),
+        lmn.plane([0, 0, 0.0], [1, 2, 3.0], [3, -1, 1], [4, 9]),
+        lmn.line([-3, 2, 1], [2, 0.5, -3], 50),
+    ],
+    ids=lambda grid: grid.kind,
+)
+@pytest.mark.parametrize("widths", [NARROW, WIDE], ids=["narrow", "wide"])
+def test_regular_grids(grid: Any, widths: tuple[int, ...]) -> None:
+    check(mlp(widths), grid)
+
+
+def test_points_of_a_grid_far_along_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of points are 64 bits: some of 10^12 are looked at."""
+    model, small, large = mlp(NARROW), lmn.box(-2, 2, [2, 2, 2]), lmn.box(-2, 2, [10_000] * 3)
+    seen, patterns = [], triton_gpu.patterns
+    monkeypatch.setattr(triton_gpu, "patterns", lambda problem: (seen.append(problem), patterns(problem))[1])
+    lmn.activation_patterns(model, small, backend="triton", progress=False)
+    problem = replace(seen[0], lattice=replace(seen[0].lattice, counts=large.counts))
+    numbers = np.array([123, 987_654_321_012, 999_999_999_999])
+    words, _ = triton_gpu._by_points(problem).of(numbers)
+    expected = lmn.activation_patterns(model, large.at(torch.from_numpy(numbers)), backend="reference", progress=False)
+    np.testing.assert_array_equal(words.numpy().view(np.uint64), expected.words)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_programs_that_are_no_chain(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 4)).to(dtype)
+    check(model, torch.randn(30, 1, 8, 8).to(dtype))
+
+
+def test_an_affine_model_has_one_pattern() -> None:
+    assert check(nn.Linear(3, 2), samples(5, 3)).words.shape == (1, 0)
+
+
+def test_some_points_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_gpu, "_POINTS_A_CALL", 48)
+    monkeypatch.setattr(distinct, "_LEAST_TOGETHER", 40)
+    check(mlp((2, 6, 5, 2)), samples(300, 2))
+
+
+# ---- what they are used for ------------------------------------------------------------------------------------------------
+
+
+def test_observed_regions_are_looked_up_by_the_kernel_that_saw_them() -> None:
+    model, x = mlp(NARROW), samples(60, 3)
+    found = lmn.regions(model, x, backend="triton", progress=False)
+    expected = lmn.regions(model, x, progress=False)
+    np.testing.assert_allclose(found.linear_maps.A, expected.linear_maps.A)
+    np.testing.assert_array_equal(found.locate(found.points), np.arange(found.count))
+
+
+def test_jacobians_of_repeated_patterns_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    model, x = mlp((5, 8, 6)), samples(2, 5).repeat(150, 1)
+    monkeypatch.setattr(map_source, "_PROBED", 16)
+    taken = []
+    jacobians = TritonMaps.jacobians
+    monkeypatch.setattr(TritonMaps, "jacobians", lambda self, x: (taken.append(len(x)), jacobians(self, x))[1])
+    got = lmn.jacobians(model, x, backend="triton", progress=False)
+    expected = lmn.jacobians(model, x, backend="reference", progress=False)
+    torch.testing.assert_close(got, expected, check_dtype=False)
+    assert taken[-1] == 2  # after some samples by which the kernel is checked
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton", "reference"])
+@pytest.mark.parametrize("width", [2, 80])
+def test_points_on_an_edge_are_patterns_of_their_own(backend: str, width: int) -> None:
+
+    model = nn.Sequential(nn.Linear(1, width), nn.ReLU(), nn.Linear(width, 1))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].bias.fill_(-1.0)
+    x = torch.tensor([[0.0], [1.0], [0.5], [1.0], [2.0]])
+    with Subject(model, as_grid(x)) as subject:
+        found = observe(subject, backend=backend, ids=True, edges_apart=True, threads=1, progress=False).patterns
+    assert found.ids is not None
+    assert found.ids.tolist() == [0, 1, 0, 2, 3]
+    assert found.counts.tolist() == [2, 1, 1, 1]
+    np.testing.assert_array_equal(found.words[0], found.words[1])
+
+
+# ---- the distinct ones -----------------------------------------------------------------------------------------------------
+
+
+def insert(seen: DistinctPatterns, words: list[int], first: int, hashes: list[int]) -> None:
+    seen.insert(
+        torch.tensor(words)[:, None],
+        torch.stack([torch.tensor(hashes), torch.zeros(len(hashes), dtype=torch.int64)], dim=1),
+        torch.arange(first, first + len(words)),
+    )
+
+
+@pytest.mark.parametrize("together", [1, 100])
+def test_equal_hashes_of_different_patterns_are_told_apart(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distinct, "_LEAST_TOGETHER", together)
+    for verify in (False, True):
+        seen = DistinctPatterns(1, torch.device("cpu"), verify=verify, ids=True)
+        insert(seen, [5, 6, 5], 0, [1, 1, 1])
+        insert(seen, [7, 6, 8], 3, [1, 1, 2])
+        seen.finish()
+        assert seen.ids is not None
+        rows = [0, 1, 0, 2, 1, 3] if verify else [0, 0, 0, 0, 0, 1]
+        assert seen.ids.tolist() == rows
+        assert seen.counts.tolist() == np.bincount(rows).tolist()
+        assert seen.first.tolist() == ([0, 1, 3, 5] if verify else [0, 5])
+        assert (seen.collisions > 0) == verify
+
+
+def test_hashes_are_distinct_where_a_bit_is() -> None:
+    """Also in the second half alone, and where words change places."""
+    words = torch.tensor([[1 << bit, 0] for bit in range(63)] + [[0, 1 << bit] for bit in range(63)] + [[0, 0], [-1, -1]])
+    hashes = torch.empty(len(words), 2, dtype=torch.int64)
+    triton_gpu.hashed[(1,)](words, hashes, len(words), 2, POINTS=128)
+    for half in hashes.unbind(1):
+        assert len(half.unique()) == len(words)
+    differing = (hashes[:, None] ^ hashes[None]).numpy().view(np.uint8)
+    bits = np.unpackbits(differing, axis=2).mean(axis=2)[~np.eye(len(words), dtype=bool)]
+    assert 0.45 < bits.mean() < 0.55
+    assert bits.min() > 0.2
+
+
+# ---- which backend -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["connectivity", "patterns", "jacobians", "local_complexity"])
+def test_a_gpu_takes_triton_by_itself_and_a_cpu_never(operation: str) -> None:
+    def chosen(device: str) -> str:
+        problem = SimpleNamespace(
+            device=torch.device(device), dtype=torch.float32, chain=object(), why_no_chain="", double=True
+        )
+        return choose(operation, "auto", problem).name
+
+    assert "triton" in [backend.name for backend in REGISTRY[operation]]
+    assert (chosen("cuda"), chosen("cpu")) == ("triton", "cpp")
