@@ -1,8 +1,7 @@
-"""What chains are as the Triton kernels take them, and how the kernels that operations share are launched."""
+"""What chains are as the Triton kernels take them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,11 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lmn.kernels.activations import CORES
 from lmn.kernels.jacobians.problem import Chain
-from lmn.kernels.triton_products import PLAIN, SLOPED, WITH_SLOPES, products
-from lmn.kernels.triton_report import Configuration
-from lmn.kernels.triton_targets import precision_of
 
 POINTS = 16  # of a tile: the rows of one instruction of the matrix unit
 MOST_DEPTH = 4
@@ -48,19 +43,8 @@ class NarrowChain:
         return cls(chain, device, depth, width)
 
     @property
-    def warps(self) -> int:
-        return warps_for(layer.activation.core for layer in self.chain.layers)
-
-    @property
-    def cores(self) -> dict[str, int]:
-        """The constexprs."""
-        of = [layer.activation.core_index for layer in self.chain.layers] + [0] * MOST_DEPTH
-        return {f"CORE{number}": of[number] for number in range(MOST_DEPTH)}
-
-    @property
-    def inner_cores(self) -> dict[str, int]:
-        """Those that are followed by another layer."""
-        return {name: core for name, core in self.cores.items() if name != f"CORE{MOST_DEPTH - 1}"}
+    def cores(self) -> list[int]:
+        return [layer.activation.core_index for layer in self.chain.layers]
 
     @cached_property
     def first(self) -> Tensor:
@@ -104,52 +88,19 @@ class NarrowChain:
         return torch.stack([self.padded(matrix, self.width, self.width) for matrix in matrices or [np.zeros((1, 1))]])
 
 
-def warps_for(cores: Iterable[str]) -> int:
-    """Of 32 threads: what a core and its slope take besides a tile's slopes and a matrix has to fit the registers."""
-    return 4 if set(cores) <= {"identity", "abs", "clamp"} else 8
-
-
-# ---- products of wide layers ----------------------------------------------------------------------------------------------
-
-STAGES = 2
-
-
-def _tile(epilogue: int) -> dict[str, int]:
-    """A core and its slope take registers."""
-    return {"ROWS": 32 if epilogue == WITH_SLOPES.value else 64, "INS": 32, "OUTS": 64}
-
-
-def _warps(epilogue: int) -> int:
-    return 8 if epilogue == WITH_SLOPES.value else 4
-
-
-def product(
-    a: Tensor, weights: Tensor, out: Tensor, *, epilogue: int = PLAIN.value, core: int = 0, rows_a_point: int = 1, **rest: Any
-) -> Tensor:
-    """``products`` of a, (..., n_in), and weights, (n_in, n_out), into out, (..., n_out)."""
-    n_in, n_out = weights.shape
-    n_rows = a.numel() // n_in
-    given = dict.fromkeys(("bias", "scales", "straights", "slopes"), weights) | dict.fromkeys(("p0", "p1", "kink"), 0.0) | rest
-    tile = _tile(epilogue)
-    if n_rows:
-        grid = triton.cdiv(n_rows, tile["ROWS"]), triton.cdiv(n_out, tile["OUTS"])
-        products[grid](
-            a=a,
-            weights=weights,
-            out=out,
-            **given,
-            n_rows=n_rows,
-            n_in=n_in,
-            n_out=n_out,
-            rows_a_point=rows_a_point,
-            EPILOGUE=epilogue,
-            CORE=core,
-            **tile,
-            PRECISION=precision_of(a.device),
-            num_warps=_warps(epilogue),
-            num_stages=STAGES,
-        )
-    return out
+def wide_layers(chain: Chain, device: torch.device) -> list[dict[str, Any]]:
+    """Of each layer, the affine map before it and its activation, as the operators of wide layers take them."""
+    weight, bias = chain.first_map
+    found = []
+    for layer in chain.layers:
+        act = layer.activation
+        scales, straights = act.by_unit(len(bias))
+        arrays = {"weights": weight.T, "bias": bias, "scales": scales, "straights": straights}
+        numbers = {"core": act.core_index, "p0": float(act.p0), "p1": float(act.p1), "kink": float(act.kink)}
+        found.append({name: on(device, value) for name, value in arrays.items()} | numbers)
+        if layer.weight is not None:
+            weight, bias = layer.weight, layer.bias_of_core
+    return found
 
 
 def on(device: torch.device, values: Any) -> Tensor:
@@ -157,13 +108,7 @@ def on(device: torch.device, values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).contiguous().to(device)
 
 
-def configurations() -> Iterator[Configuration]:
-    integers, floats = ("n_rows", "n_in", "n_out", "rows_a_point"), ("p0", "p1", "kink")
-    types = dict.fromkeys(integers, "i32") | dict.fromkeys(floats, "fp32")
-    for label, epilogue, core in (
-        ("plain", PLAIN, "identity"),
-        ("with slopes", WITH_SLOPES, "mish"),
-        ("sloped", SLOPED, "identity"),
-    ):
-        constants = {"EPILOGUE": epilogue.value, "CORE": CORES.index(core), **_tile(epilogue.value), "PRECISION": ""}
-        yield Configuration("products", label, products, constants, types, _warps(epilogue.value), STAGES)
+def numbered(cores: list[int], n: int = MOST_DEPTH) -> dict[str, int]:
+    """Cores as the constexprs of narrow kernels."""
+    padded = [*cores, *[0] * n]
+    return {f"CORE{number}": padded[number] for number in range(n)}

@@ -201,7 +201,7 @@ def test_hashes_are_distinct_where_a_bit_is() -> None:
     """Also in the second half alone, and where words change places."""
     words = torch.tensor([[1 << bit, 0] for bit in range(63)] + [[0, 1 << bit] for bit in range(63)] + [[0, 0], [-1, -1]])
     hashes = torch.empty(len(words), 2, dtype=torch.int64)
-    triton_gpu.hashed[(1,)](words, hashes, len(words), 2, POINTS=128)
+    triton_gpu.hash_words(words, hashes)
     for half in hashes.unbind(1):
         assert len(half.unique()) == len(words)
     differing = (hashes[:, None] ^ hashes[None]).numpy().view(np.uint8)

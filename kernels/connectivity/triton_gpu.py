@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,38 +9,13 @@ import torch
 import triton
 from torch import Tensor
 
-from lmn.kernels.activations import CORES
+from lmn.kernels import triton_product_ops as products
 from lmn.kernels.connectivity.problem import CONSTANT, TOLERANCE, Chain, Problem, Progress
 from lmn.kernels.connectivity.torch_eager import ByTheTail
-from lmn.kernels.connectivity.triton_fused import fused
-from lmn.kernels.connectivity.triton_wide import activations, sums
-from lmn.kernels.triton_host import product
-from lmn.kernels.triton_report import Configuration, Work
-from lmn.kernels.triton_targets import precision_of
+from lmn.kernels.connectivity.triton_ops import PAIRS, Fused, deviations, fused_for, narrow_pairs, r_squared
 
-PAIRS = 16  # of a fused tile: the rows of one instruction of the matrix unit
-MOST_DEPTH = 4
-_NARROW, _WIDE = 64, 128  # units of a layer up to which a tail of any depth, or of two layers, fits the registers
-_LEAST = 32  # more columns than rows, so that warps share out columns
 _SCRATCH_BYTES = 1 << 25  # of a layer of the wide kernels: what second-level caches hold
 _TILES_A_CALL = 1 << 22
-
-
-@dataclass(frozen=True, eq=False)
-class Fused:
-    """The sizes that a fused kernel is compiled for; None where the chain is too wide or too deep."""
-
-    depth: int
-    width: int
-    outputs: int
-    warps: int
-
-
-def fused_for(units: list[int], n_out: int) -> Fused | None:
-    width, outputs = (max(_LEAST, triton.next_power_of_2(n)) for n in (max(units), n_out))
-    if len(units) > MOST_DEPTH or outputs > _NARROW or width > (_WIDE if len(units) <= 2 else _NARROW):
-        return None
-    return Fused(len(units), max(width, outputs), outputs, 8 if width > _NARROW or len(units) > 2 else 4)
 
 
 def connectivity(problem: Problem, out: Tensor, progress: Progress) -> int:
@@ -122,37 +95,16 @@ def _fill_fused(problem: Problem, sizes: Fused, out: Tensor, progress: Progress)
     chain, pairs = problem.chain, problem.pairs
     arrays = fused_arguments(chain, sizes, out.device)
     cores = [layer.activation.core_index for layer in chain.layers]
-    cores += [0] * (MOST_DEPTH - len(cores))
     sxx, constant, tolerance = _moments(problem)
     tiles = triton.cdiv(problem.n_points - pairs.first_column // PAIRS * PAIRS, PAIRS)
     rows = max(1, _TILES_A_CALL // tiles)
     for first in range(0, len(pairs.rows), rows):
-        last = min(first + rows, len(pairs.rows))
-        fused[(last - first, tiles)](
-            **arrays,
-            out=out,
-            first_row=first,
-            first_column=pairs.first_column,
-            n_points=problem.n_points,
-            n_out=len(chain.y),
-            m=problem.m,
-            nothing=0,
-            sxx=sxx,
-            constant=constant,
-            tolerance=tolerance,
-            DEPTH=sizes.depth,
-            WIDTH=sizes.width,
-            OUTPUTS=sizes.outputs,
-            PAIRS=PAIRS,
-            CORE0=cores[0],
-            CORE1=cores[1],
-            CORE2=cores[2],
-            CORE3=cores[3],
-            PRECISION=precision_of(out.device),
-            num_warps=sizes.warps,
-            num_stages=1,
-        )
-        progress(sum(pairs.in_row(i) for i in range(first, last)))
+        n_rows = min(rows, len(pairs.rows) - first)
+        narrow_pairs(
+            **arrays, cores=cores, first_row=first, n_rows=n_rows, first_column=pairs.first_column, n_out=len(chain.y),
+            m=problem.m, sxx=sxx, constant=constant, tolerance=tolerance, out=out,
+        )  # fmt: skip
+        progress(sum(pairs.in_row(i) for i in range(first, first + n_rows)))
 
 
 # ---- wide chains -----------------------------------------------------------------------------------------------------
@@ -171,17 +123,12 @@ def _fill_wide(problem: Problem, out: Tensor, progress: Progress) -> None:
         i, j = (torch.from_numpy(each.astype(np.int32)).to(device) for each in pairs.numbered(first, first + chunk))
         u = torch.empty(problem.m - 2, len(i), len(chain.layers[0].z), device=device)
         for number, (arrays, weight, core, p0, p1) in enumerate(layers):
-            n_units = u.shape[2]
-            activations[(triton.cdiv(len(i), 32), triton.cdiv(n_units, 64))](
-                *arrays, i, j, u, p0, p1, len(i), n_units, problem.m, SHIFTED=number > 0, PAIRS=32, UNITS=64, CORE=core,
-                num_warps=4,
-            )  # fmt: skip
+            deviations(*arrays, i, j, core, p0, p1, number > 0, u)
             if weight is not None:
-                u = product(u, weight, torch.empty(*u.shape[:2], weight.shape[1], device=device))
-        sums[(triton.cdiv(len(i), 32),)](
-            u, y, y_rest, noise, i, j, out, problem.n_points, len(i), len(chain.y), problem.m, sxx, constant, tolerance,
-            PAIRS=32, OUTS=32, num_warps=4,
-        )  # fmt: skip
+                made = torch.empty(*u.shape[:2], weight.shape[1], device=device)
+                products.plain(u, weight, made)
+                u = made
+        r_squared(u, y, y_rest, noise, i, j, sxx, constant, tolerance, out)
         progress(len(i))
 
 
@@ -190,47 +137,3 @@ def _wide_layer(layer: Any, device: torch.device) -> tuple[tuple[Tensor, ...], T
     scale, slope = (torch.from_numpy(each).float().to(device) for each in act.by_unit(units))
     weight = None if layer.weight is None else torch.from_numpy(np.ascontiguousarray(layer.weight.T)).float().to(device)
     return (*_in_two(layer.z, device), scale, slope), weight, act.core_index, float(act.p0), float(act.p1)
-
-
-# ---- for the report ----------------------------------------------------------------------------------------------------
-
-_INTEGERS = ("first_row", "first_column", "n_points", "n_out", "m", "nothing", "n_pairs", "n_units", "n_rows", "n_in")
-_FLOATS = ("sxx", "constant", "tolerance", "p0", "p1")
-_TYPES = dict.fromkeys(_INTEGERS, "i32") | dict.fromkeys(_FLOATS, "fp32") | dict.fromkeys(("i_of", "j_of"), "*i32")
-_OPERATIONS_A_CORE = 40.0  # of float32, about, of the most expensive core and what is around it
-
-
-def configurations() -> Iterator[Configuration]:
-    """What is launched by default: the widest and the deepest of each kind of fused kernel, and the wide chains' kernels."""
-    for units, n_out in (((100,), 31), ((100, 100), 31), ((64,) * 4, 64), ((32,), 10)):
-        sizes = fused_for(list(units), n_out)
-        assert sizes is not None
-        for core in ("ztanh", "zerf") if len(units) == 2 else ("ztanh",):
-            cores = {f"CORE{number}": CORES.index(core) for number in range(MOST_DEPTH)}
-            constants: dict[str, Any] = {
-                "DEPTH": sizes.depth,
-                "WIDTH": sizes.width,
-                "OUTPUTS": sizes.outputs,
-                "PAIRS": PAIRS,
-                **cores,
-            }
-            label = f"fused, {sizes.depth} x {sizes.width} to {sizes.outputs}, {core}"
-            yield Configuration("connectivity", label, fused, constants | {"PRECISION": ""}, _TYPES, sizes.warps, 1)
-    for core in CORES[1:]:
-        constants = {"SHIFTED": True, "PAIRS": 32, "UNITS": 64, "CORE": CORES.index(core)}
-        yield Configuration("connectivity", f"wide, {core}", activations, constants, _TYPES, 4, 2)
-    yield Configuration("connectivity", "wide, sums", sums, {"PAIRS": 32, "OUTS": 32}, _TYPES, 4, 2)
-
-
-def works() -> Iterator[Work]:
-    for case, n, units, n_out in (
-        ("connectivity, the paper's tail 100-31 SiLU, N = 768", 768, (100,), 31),
-        ("connectivity, 100-100-31 SiLU, N = 768", 768, (100, 100), 31),
-    ):
-        sizes = fused_for(list(units), n_out)
-        assert sizes is not None
-        points = n * (n + PAIRS) / 2 * 19  # of all segments, whole tiles
-        products_a_point = sizes.width**2 * (sizes.depth - 1) + sizes.width * sizes.outputs
-        vector = points * (sizes.depth * sizes.width * _OPERATIONS_A_CORE + 6 * sizes.outputs)
-        memory = 4.0 * n * n + 8.0 * n * (sizes.depth * sizes.width + sizes.outputs)
-        yield Work(case, 2 * points * products_a_point, vector, memory)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
 
-from lmn.kernels.activations import CORES
+from lmn.kernels import triton_product_ops as products
 from lmn.kernels.jacobians.problem import Chain, Problem
 from lmn.kernels.jacobians.torch_eager import TailMaps
-from lmn.kernels.jacobians.triton_fused import GRAM, STORED, fused
-from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, NarrowChain, on, product, warps_for
-from lmn.kernels.triton_products import PLAIN, SLOPED, WITH_SLOPES
-from lmn.kernels.triton_report import Configuration
-from lmn.kernels.triton_targets import precision_of
+from lmn.kernels.jacobians.triton_ops import narrow_maps
+from lmn.kernels.triton_host import POINTS, NarrowChain, on, wide_layers
 
-INS, COLUMNS = 16, 32
 _SCRATCH_BYTES = 1 << 26  # of the rows between two products of a wide chain
 
 
@@ -60,7 +54,7 @@ class TritonMaps:
         sweep = self._isometric
         assert self._narrow is not None
         out = torch.empty(len(samples), sweep.n_rows, sweep.n_rows, device=self._device)
-        self._fused(self._narrow, sweep, samples, out, GRAM.value)
+        self._fused(self._narrow, sweep, samples, out, grams=True)
         return out.double()
 
     @cached_property
@@ -87,41 +81,16 @@ class TritonMaps:
         shape = (sweep.n_rows, sweep.n_columns) if sweep.reverse else (sweep.n_columns, sweep.n_rows)
         out = torch.empty(len(samples), *shape, device=self._device)
         if self._narrow is not None:
-            self._fused(self._narrow, sweep, samples, out, STORED.value)
+            self._fused(self._narrow, sweep, samples, out, grams=False)
         else:
             self._wide(sweep, samples.flatten(1).contiguous(), out)
         return out
 
-    def _fused(self, narrow: NarrowChain, sweep: Sweep, samples: Tensor, out: Tensor, mode: int) -> None:
-        if not len(samples):
-            return
-        fused[(triton.cdiv(len(samples), POINTS),)](
-            x=samples.detach().flatten(1).contiguous(),
-            first=narrow.first,
-            first_bias=narrow.first_bias,
-            **narrow.forward,
-            **sweep.padded,
-            out=out,
-            n_points=len(samples),
-            n_in=self._chain.n_in,
-            n_rows=sweep.n_rows,
-            n_columns=sweep.n_columns,
-            row_stride=sweep.n_columns if sweep.reverse else 1,
-            column_stride=1 if sweep.reverse else sweep.n_rows,
-            nothing=0,
-            REVERSE=sweep.reverse,
-            ENDS=sweep.end is not None,
-            MODE=mode,
-            DEPTH=narrow.depth,
-            WIDTH=narrow.width,
-            POINTS=POINTS,
-            INS=INS,
-            COLUMNS=COLUMNS,
-            **narrow.cores,
-            PRECISION=precision_of(self._device),
-            num_warps=narrow.warps,
-            num_stages=1,
-        )
+    def _fused(self, narrow: NarrowChain, sweep: Sweep, samples: Tensor, out: Tensor, *, grams: bool) -> None:
+        narrow_maps(
+            samples.detach().flatten(1).contiguous(), narrow.first, narrow.first_bias, **narrow.forward, **sweep.padded,
+            cores=narrow.cores, reverse=sweep.reverse, grams=grams, out=out,
+        )  # fmt: skip
 
     def _wide(self, sweep: Sweep, x: Tensor, out: Tensor) -> None:
         widest = max(sweep.n_columns, *self._chain.units)
@@ -135,10 +104,10 @@ class TritonMaps:
                 ends = sweep.end is not None and number + 1 == len(matrices)
                 made = torch.empty(len(part), sweep.n_rows, matrix.shape[1], device=self._device)
                 if ends:
-                    rows = product(rows, matrix, made, epilogue=PLAIN.value)
+                    products.plain(rows, matrix, made)
                 else:
-                    of_point = slopes[number + 1]
-                    rows = product(rows, matrix, made, epilogue=SLOPED.value, rows_a_point=sweep.n_rows, slopes=of_point)
+                    products.sloped(rows, matrix, slopes[number + 1], sweep.n_rows, made)
+                rows = made
             to.copy_(rows if sweep.reverse else rows.mT)
 
     def _slopes(self, x: Tensor) -> list[Tensor]:
@@ -146,25 +115,14 @@ class TritonMaps:
         values, found = x, list[Tensor]()
         for layer in self._forward:
             out, slopes = (torch.empty(len(x), len(layer["bias"]), device=self._device) for _ in range(2))
-            values = product(values, out=out, slopes=slopes, epilogue=WITH_SLOPES.value, **layer)
+            products.with_slopes(values, **layer, out=out, slopes=slopes)
+            values = out
             found.append(slopes)
         return found
 
     @cached_property
     def _forward(self) -> list[dict[str, Any]]:
-        """Of each layer, the affine map before it and its activation, as ``product`` takes them."""
-        chain = self._chain
-        weight, bias = chain.first_map
-        found = []
-        for layer in chain.layers:
-            act = layer.activation
-            scales, straights = act.by_unit(len(bias))
-            arrays = {"weights": weight.T, "bias": bias, "scales": scales, "straights": straights}
-            numbers = {"core": act.core_index, "p0": float(act.p0), "p1": float(act.p1), "kink": float(act.kink)}
-            found.append({name: on(self._device, value) for name, value in arrays.items()} | numbers)
-            if layer.weight is not None:
-                weight, bias = layer.weight, layer.bias_of_core
-        return found
+        return wide_layers(self._chain, self._device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,30 +164,13 @@ class Sweep:
         return [on(self.device, each) for each in (self.start, *self.matrices, self.end) if each is not None]
 
     @cached_property
-    def padded(self) -> dict[str, Tensor]:
+    def padded(self) -> dict[str, Tensor | None]:
         """Its matrices as the fused kernel takes them."""
         narrow = self.narrow
         assert narrow is not None
         width = narrow.width
-        end = np.zeros((1, 1)) if self.end is None else self.end
         return {
             "start": narrow.padded(self.start, self.n_rows, width),
             "matrices": narrow.stacked(self.matrices),
-            "end": narrow.padded(end, width, end.shape[1]),
+            "end": None if self.end is None else narrow.padded(self.end, width, self.n_columns),
         }
-
-
-# ---- for the report ----------------------------------------------------------------------------------------------------
-
-_INTEGERS = ("n_points", "n_in", "n_rows", "n_columns", "row_stride", "column_stride", "nothing")
-
-
-def configurations() -> Iterator[Configuration]:
-    types = dict.fromkeys(_INTEGERS, "i32")
-    for core in ("abs", "mish"):
-        for label, mode in (("stored", STORED), ("inner products", GRAM)):
-            constants = {"REVERSE": True, "ENDS": True, "MODE": mode.value, "DEPTH": MOST_DEPTH, "WIDTH": MOST_WIDTH}
-            constants |= {"POINTS": POINTS, "INS": INS, "COLUMNS": COLUMNS, "PRECISION": ""}
-            constants |= dict.fromkeys(("CORE0", "CORE1", "CORE2", "CORE3"), CORES.index(core))
-            of = f"{MOST_DEPTH} x {MOST_WIDTH} {core}, {label}"
-            yield Configuration("jacobians", of, fused, constants, types, warps_for([core]), 1)

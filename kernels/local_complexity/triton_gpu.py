@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,17 +11,12 @@ import torch
 import triton
 from torch import Tensor
 
-from lmn.kernels.activations import CORES
+from lmn.kernels import triton_product_ops as products
 from lmn.kernels.jacobians.problem import Chain
 from lmn.kernels.local_complexity.problem import Found, Layer, Problem
-from lmn.kernels.local_complexity.triton_fused import fused
-from lmn.kernels.local_complexity.triton_wide import layer as wide_layer
-from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, NarrowChain, on, product
-from lmn.kernels.triton_report import Configuration
-from lmn.kernels.triton_targets import precision_of
+from lmn.kernels.local_complexity.triton_ops import UNITS, layer_counts, narrow_counts
+from lmn.kernels.triton_host import NarrowChain, on, wide_layers
 
-INS, VERTICES, WARPS, STAGES = 16, 16, 8, 2
-_WIDE = {"VERTICES": 32, "INS": 32, "UNITS": 64}
 _SAMPLE_BYTES = 1 << 26  # of the samples of a call
 _SCRATCH_BYTES = 1 << 26  # of the vertices' activations between two layers of a wide chain
 
@@ -72,7 +66,7 @@ class _Narrow:
         return max(1, _SAMPLE_BYTES // (4 * self.narrow.chain.n_in))
 
     @cached_property
-    def _tables(self) -> dict[str, Any]:
+    def _tables(self) -> dict[str, Tensor]:
         narrow, device = self.narrow, self.narrow.device
         most = max(1, *map(len, self.bends))
         breakpoints, layout, place = torch.zeros(narrow.depth, most), [], 0
@@ -84,32 +78,14 @@ class _Narrow:
             "steps": narrow.padded(self.shifts, len(self.shifts), narrow.width),
             "breakpoints": breakpoints.to(device),
             "layout": torch.tensor(layout, dtype=torch.int32, device=device),
-            "MOST_BREAKPOINTS": most,
         }
 
     def counts(self, samples: Tensor) -> Tensor:
         """(n, n_in) to (n, n_layers)."""
         narrow = self.narrow
         counts = torch.empty(len(samples), self.n_layers, dtype=torch.int32, device=narrow.device)
-        fused[(len(samples),)](
-            x=samples,
-            first=narrow.first,
-            first_bias=narrow.first_bias,
-            **narrow.forward,
-            **self._tables,
-            counts=counts,
-            n_in=narrow.chain.n_in,
-            n_directions=len(self.shifts),
-            n_layers=self.n_layers,
-            nothing=0,
-            DEPTH=narrow.depth,
-            WIDTH=narrow.width,
-            VERTICES=VERTICES,
-            INS=INS,
-            **narrow.inner_cores,
-            PRECISION=precision_of(narrow.device),
-            num_warps=WARPS,
-            num_stages=1,
+        narrow_counts(
+            samples, narrow.first, narrow.first_bias, **narrow.forward, **self._tables, cores=narrow.cores, counts=counts
         )
         return counts
 
@@ -130,18 +106,11 @@ class _Wide:
 
     @cached_property
     def _layers(self) -> list[dict[str, Any]]:
-        """Of each, the affine map before it, its activation and its breakpoints."""
-        weight, bias = self.chain.first_map
-        found = []
-        for each, at in zip(self.chain.layers, self.bends, strict=True):
-            act = each.activation
-            scales, straights = act.by_unit(len(bias))
-            arrays = {"weights": weight.T, "bias": bias, "scales": scales, "straights": straights, "breakpoints": at}
-            numbers = {"CORE": act.core_index, "p0": float(act.p0), "p1": float(act.p1), "n_breakpoints": len(at)}
-            found.append({name: on(self.device, value) for name, value in arrays.items()} | numbers)
-            if each.weight is not None:
-                weight, bias = each.weight, each.bias_of_core
-        return found
+        layers = wide_layers(self.chain, self.device)
+        for each, at in zip(layers, self.bends, strict=True):
+            del each["kink"]  # which is of slopes
+            each["breakpoints"] = on(self.device, at)
+        return layers
 
     @cached_property
     def _steps(self) -> Tensor:
@@ -151,48 +120,17 @@ class _Wide:
         """(n, n_in) to (n, n_layers)."""
         n, counts = len(samples), list[Tensor]()
         first = self._layers[0]
-        at_samples = product(samples, first["weights"], torch.empty(n, len(first["bias"]), device=self.device)) + first["bias"]
-        u = at_samples
+        at_samples = torch.empty(n, len(first["bias"]), device=self.device)
+        products.plain(samples, first["weights"], at_samples)
+        at_samples += first["bias"]
+        u = None
         for number, arrays in enumerate(self._layers):
-            is_first, is_last, n_units = number == 0, number + 1 == len(self._layers), len(arrays["bias"])
-            blocks = triton.cdiv(n_units, _WIDE["UNITS"])
-            of_blocks = torch.empty(n, blocks, dtype=torch.int32, device=self.device)
-            rows = 0 if is_last else n * 2 * len(self.shifts)
+            n_units = len(arrays["bias"])
+            of_blocks = torch.empty(n, triton.cdiv(n_units, UNITS), dtype=torch.int32, device=self.device)
+            rows = n * 2 * len(self.shifts) if number + 1 < len(self._layers) else 0
             out = torch.empty(rows, n_units, device=self.device)
-            wide_layer[(n, blocks)](
-                u=u,
-                at_samples=at_samples,
-                steps=self._steps,
-                **arrays,
-                out=out,
-                counts=of_blocks,
-                n_in=len(arrays["weights"]),
-                n_units=n_units,
-                n_directions=len(self.shifts),
-                FIRST=is_first,
-                LAST=is_last,
-                **_WIDE,
-                PRECISION=precision_of(self.device),
-                num_warps=WARPS,
-                num_stages=STAGES,
-            )
-            if arrays["n_breakpoints"]:
+            layer_counts(u, at_samples=at_samples, steps=self._steps, **arrays, out=out, counts=of_blocks)
+            if len(self.bends[number]):
                 counts.append(torch.where((of_blocks < 0).any(1), -1, of_blocks.sum(1)))
             u = out
         return torch.stack(counts, dim=1)
-
-
-# ---- for the report ----------------------------------------------------------------------------------------------------
-
-_INTEGERS = ("n_in", "n_directions", "n_layers", "nothing", "n_units", "n_breakpoints")
-_TYPES = dict.fromkeys(_INTEGERS, "i32") | dict.fromkeys(("layout", "counts"), "*i32") | dict.fromkeys(("p0", "p1"), "fp32")
-
-
-def configurations() -> Iterator[Configuration]:
-    for core in ("abs", "mish"):
-        constants: dict[str, Any] = {"MOST_BREAKPOINTS": 2, "DEPTH": MOST_DEPTH, "WIDTH": MOST_WIDTH, "VERTICES": VERTICES}
-        constants |= {"INS": INS, "PRECISION": ""} | dict.fromkeys(("CORE0", "CORE1", "CORE2"), CORES.index(core))
-        yield Configuration("local complexity", f"{MOST_DEPTH} x {MOST_WIDTH} {core}", fused, constants, _TYPES, WARPS, 1)
-    for label, first in (("first layer", True), ("later layer", False)):
-        constants = {"FIRST": first, "LAST": False, "CORE": CORES.index("mish"), **_WIDE, "PRECISION": ""}
-        yield Configuration("local complexity", f"wide, {label}, mish", wide_layer, constants, _TYPES, WARPS, STAGES)

@@ -3,31 +3,22 @@ Triton; the distinct ones among them are found where they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
 
-from lmn.kernels.activations import CORES
 from lmn.kernels.patterns.bits import lines_of, tied
 from lmn.kernels.patterns.distinct import DistinctPatterns
 from lmn.kernels.patterns.problem import Layout, Patterns, Problem
-from lmn.kernels.patterns.triton_bits import hashed, pack
-from lmn.kernels.patterns.triton_fused import fused
+from lmn.kernels.patterns.triton_ops import hash_words, narrow_patterns, pack_bits
 from lmn.kernels.pieces import breakpoints_of
 from lmn.kernels.program import Step
-from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, NarrowChain
-from lmn.kernels.triton_report import Configuration
-from lmn.kernels.triton_targets import precision_of
+from lmn.kernels.triton_host import POINTS, NarrowChain
 
-INS, _WARPS = 16, 8
 _POINTS_A_CALL = 1 << 18
 _SAMPLE_BYTES = 1 << 26  # of the samples of a call
-_PACKED = 64  # points of a tile
 
 
 def patterns(problem: Problem) -> Patterns:
@@ -95,7 +86,7 @@ class _Narrow:
         return tuple(n * len(at) for n, at in zip(units, self._breakpoints, strict=True) if len(at))
 
     @cached_property
-    def _tables(self) -> dict[str, Any]:
+    def _tables(self) -> dict[str, Tensor]:
         narrow = self._narrow
         assert narrow is not None
         most = max(1, *map(len, self._breakpoints))
@@ -109,26 +100,23 @@ class _Narrow:
         return {
             "breakpoints": breakpoints.to(device),
             "layout": torch.tensor(layout, dtype=torch.int32, device=device),
-            "MOST_BREAKPOINTS": most,
         }
 
     @cached_property
-    def _points(self) -> dict[str, Any]:
+    def _points(self) -> dict[str, Tensor | None]:
         """Where the points are from: what the kernel takes of the first affine map, of the grid or of samples."""
         narrow, lattice = self._narrow, self._problem.lattice
         assert narrow is not None
         if lattice is None:
-            none = narrow.first_bias
-            return {"first": narrow.first, "first_bias": narrow.first_bias, "steps": none, "counts": none, "n_axes": 0}
+            return {"first": narrow.first, "first_bias": narrow.first_bias, "steps": None, "counts": None}
         weight, bias = narrow.chain.first_map
         counts = np.array(lattice.counts, dtype=np.int64)
         steps = (lattice.axes / np.maximum(counts - 1, 1)[:, None]) @ weight.T
         return {
-            "first": narrow.first_bias,
+            "first": None,
             "first_bias": narrow.padded(bias + weight @ lattice.origin, narrow.width),
             "steps": narrow.padded(steps, len(steps), narrow.width),
             "counts": torch.from_numpy(counts).to(narrow.device),
-            "n_axes": len(counts),
         }
 
     def of(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -141,31 +129,17 @@ class _Narrow:
         if not n:
             return words, hashes
         follow = int(indices[-1] - indices[0]) == n - 1
-        points = self._points
-        x = points["first"] if lattice is not None else problem.samples(indices).flatten(1).contiguous()
-        fused[(triton.cdiv(n, POINTS),)](
-            x=x,
-            **points,
+        narrow_patterns(
+            None if lattice is not None else problem.samples(indices).flatten(1).contiguous(),
+            **self._points,
             **narrow.forward,
             **self._tables,
-            indices=words if follow else torch.from_numpy(indices).to(device),
+            indices=None if follow else torch.from_numpy(indices).to(device),
+            begin=int(indices[0]),
+            cores=narrow.cores,
+            edges=problem.edges_apart,
             words=words,
             hashes=hashes,
-            begin=int(indices[0]),
-            n_points=n,
-            n_in=narrow.chain.n_in,
-            n_words=self.n_words,
-            GRID=lattice is not None,
-            INDEXED=not follow,
-            EDGES=problem.edges_apart,
-            DEPTH=narrow.depth,
-            WIDTH=narrow.width,
-            POINTS=POINTS,
-            INS=INS,
-            **narrow.inner_cores,
-            PRECISION=precision_of(device),
-            num_warps=_WARPS,
-            num_stages=1,
         )
         return words, hashes
 
@@ -195,7 +169,7 @@ class _Program:
         def at_bend(step: Step, units: Tensor) -> None:
             assert step.bend is not None
             z, breakpoints = lines_of(step.bend, units)
-            self._pack(z, breakpoints, words, self._first_words[step.target])
+            pack_bits(z.contiguous(), torch.from_numpy(breakpoints).to(z), self._first_words[step.target], words)
             if apart:
                 on_edge.logical_or_(tied(step.bend, units))
 
@@ -203,39 +177,5 @@ class _Program:
         if apart:
             words[:, -1] = torch.where(on_edge, torch.from_numpy(indices).to(device) + 1, 0)
         hashes = torch.empty(n, 2, dtype=torch.int64, device=device)
-        hashed[(triton.cdiv(n, _PACKED),)](words, hashes, n, self.n_words, POINTS=_PACKED, num_warps=2)
+        hash_words(words, hashes)
         return words, hashes
-
-    @staticmethod
-    def _pack(z: Tensor, breakpoints: np.ndarray, words: Tensor, first_word: int) -> None:
-        n, n_units = z.shape
-        z = z.contiguous()
-        pack[(triton.cdiv(n, _PACKED), triton.cdiv(n_units * len(breakpoints), 64))](
-            z, torch.from_numpy(breakpoints).to(z), words, n, n_units, len(breakpoints), words.shape[1], first_word,
-            POINTS=_PACKED, num_warps=4,
-        )  # fmt: skip
-
-
-# ---- for the report ----------------------------------------------------------------------------------------------------
-
-_INTEGERS = ("n_points", "n_in", "n_axes", "n_words", "n_units", "n_breakpoints", "first_word")
-_TYPES = dict.fromkeys(_INTEGERS, "i32") | {"begin": "i64", "layout": "*i32"}
-_TYPES |= dict.fromkeys(("words", "hashes", "indices", "counts"), "*i64")
-
-
-def configurations() -> Iterator[Configuration]:
-    for label, core, most, grid in (
-        ("abs, grid", "abs", 1, True), ("abs, samples", "abs", 1, False), ("clamp, samples", "clamp", 2, False)
-    ):  # fmt: skip
-        constants: dict[str, Any] = {
-            "GRID": grid,
-            "INDEXED": False,
-            "EDGES": True,
-            "MOST_BREAKPOINTS": most,
-            "DEPTH": MOST_DEPTH,
-        }
-        constants |= {"WIDTH": MOST_WIDTH, "POINTS": POINTS, "INS": INS, "PRECISION": ""}
-        constants |= dict.fromkeys(("CORE0", "CORE1", "CORE2"), CORES.index(core))
-        yield Configuration("patterns", f"{MOST_DEPTH} x {MOST_WIDTH} {label}", fused, constants, _TYPES, _WARPS, 1)
-    yield Configuration("patterns", "packed", pack, {"POINTS": _PACKED}, _TYPES, 4, 2)
-    yield Configuration("patterns", "hashed", hashed, {"POINTS": _PACKED}, _TYPES, 2, 2)

@@ -1,0 +1,90 @@
+"""Products of wide layers as PyTorch's operators, which torch.compile and CUDA graphs take as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from lmn.kernels.activations import CORES
+from lmn.kernels.triton_products import PLAIN, SLOPED, WITH_SLOPES, products
+from lmn.kernels.triton_report import Configuration
+from lmn.kernels.triton_targets import precision_of
+from lmn.kernels.triton_tuned import Choice, Tuned
+
+_KEY = ("n_in", "n_out", "EPILOGUE", "CORE")
+_PLAIN = Tuned(products, _KEY, (
+    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 4, 2),
+    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 3),
+    Choice({"ROWS": 128, "INS": 32, "OUTS": 64}, 8, 2),
+))  # fmt: skip
+# A core and its slope take registers.
+_WITH_SLOPES = Tuned(products, _KEY, (
+    Choice({"ROWS": 32, "INS": 32, "OUTS": 64}, 8, 2),
+    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 2),
+))  # fmt: skip
+
+
+@torch.library.custom_op("lmn::products", mutates_args={"out"})
+def plain(a: Tensor, weights: Tensor, out: Tensor) -> None:
+    """out, (..., n_out), from a, (..., n_in), and weights, (n_in, n_out)."""
+    _launch(_PLAIN, a, weights, out, EPILOGUE=PLAIN.value)
+
+
+@torch.library.custom_op("lmn::products_sloped", mutates_args={"out"})
+def sloped(a: Tensor, weights: Tensor, slopes: Tensor, rows_a_point: int, out: Tensor) -> None:
+    """And each row times the slopes, (n_points, n_out), of its point."""
+    _launch(_PLAIN, a, weights, out, EPILOGUE=SLOPED.value, slopes=slopes, rows_a_point=rows_a_point)
+
+
+@torch.library.custom_op("lmn::products_with_slopes", mutates_args={"out", "slopes"})
+def with_slopes(
+    a: Tensor,
+    weights: Tensor,
+    bias: Tensor,
+    scales: Tensor,
+    straights: Tensor,
+    core: int,
+    p0: float,
+    p1: float,
+    kink: float,
+    out: Tensor,
+    slopes: Tensor,
+) -> None:
+    """And plus a bias, and through the activation after it, whose slopes go to slopes, of the shape of out."""
+    rest = {"bias": bias, "scales": scales, "straights": straights, "p0": p0, "p1": p1, "kink": kink, "slopes": slopes}
+    _launch(_WITH_SLOPES, a, weights, out, EPILOGUE=WITH_SLOPES.value, CORE=core, **rest)
+
+
+def _launch(tuned: Tuned, a: Tensor, weights: Tensor, out: Tensor, **rest: Any) -> None:
+    n_in, n_out = weights.shape
+    n_rows = a.numel() // n_in
+    if not n_rows:
+        return
+    unused = dict.fromkeys(("bias", "scales", "straights", "slopes"), weights)
+    unused |= {"p0": 0.0, "p1": 0.0, "kink": 0.0, "rows_a_point": 1, "CORE": 0}
+    tuned.launch[lambda tile: (triton.cdiv(n_rows, tile["ROWS"]), triton.cdiv(n_out, tile["OUTS"]))](
+        a=a,
+        weights=weights,
+        out=out,
+        **(unused | rest),
+        n_rows=n_rows,
+        n_in=n_in,
+        n_out=n_out,
+        PRECISION=precision_of(a.device),
+    )
+
+
+def configurations() -> Iterator[Configuration]:
+    integers, floats = ("n_rows", "n_in", "n_out", "rows_a_point"), ("p0", "p1", "kink")
+    types = dict.fromkeys(integers, "i32") | dict.fromkeys(floats, "fp32")
+    for label, tuned, epilogue, core in (
+        ("plain", _PLAIN, PLAIN, "identity"),
+        ("sloped", _PLAIN, SLOPED, "identity"),
+        ("with slopes, mish", _WITH_SLOPES, WITH_SLOPES, "mish"),
+    ):
+        constants = {"EPILOGUE": epilogue.value, "CORE": CORES.index(core), "PRECISION": ""}
+        yield from tuned.configurations("products", label, constants, types)

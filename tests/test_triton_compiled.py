@@ -1,0 +1,104 @@
+"""Every Triton operator inside torch.compile, in Triton's interpreter, and what is not to happen between launches."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lmn
+from lmn.kernels import triton_product_ops as _products  # noqa: F401 - registers operators
+from lmn.kernels.connectivity import triton_gpu as _connectivity  # noqa: F401
+from lmn.kernels.jacobians import triton_gpu as _jacobians  # noqa: F401
+from lmn.kernels.local_complexity import triton_gpu as _local_complexity  # noqa: F401
+from lmn.kernels.patterns import triton_gpu as _patterns  # noqa: F401
+
+OPERATORS = sorted(
+    {schema.name.removeprefix("lmn::") for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("lmn::")}
+)
+
+Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the calls of lmn's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "lmn":
+            self.calls.append((func, _copied(args), _copied(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {name: _copied(each) for name, each in value.items()}
+    return tuple(_copied(each) for each in value) if isinstance(value, tuple) else value
+
+
+def _measured() -> Iterator[Callable[[], object]]:
+    """What launches all of them: by a kernel for the chain, and layer by layer."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 3)
+    options = {"backend": "triton", "progress": False}
+    for width in (9, 150):
+        model = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4))
+        yield partial(lmn.connectivity, model, x, m=4, **options)
+        yield partial(lmn.activation_patterns, model, x, **options)
+        yield partial(lmn.jacobians, model, x, **options)
+        yield partial(lmn.local_complexity, model, x, r=0.5, n_directions=2, **options)
+
+
+@pytest.fixture(scope="module")
+def calls() -> dict[str, Call]:
+    recorder = Recorder()
+    for measure in _measured():
+        with recorder:
+            measure()
+    return {func.name().removeprefix("lmn::"): (func, args, kwargs) for func, args, kwargs in recorder.calls}
+
+
+def test_all_operators_are_launched(calls: dict[str, Call]) -> None:
+    assert len(OPERATORS) == 12
+    assert sorted(calls) == OPERATORS
+
+
+def results(function: Callable[..., object], call: Call) -> list[Tensor]:
+    """All tensors of a call after it."""
+    args, kwargs = _copied(call[1]), _copied(call[2])
+    function(*args, **kwargs)
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_live_under_torch_compile(name: str, calls: dict[str, Call]) -> None:
+    """In one graph with operations that are compiled, on what they wrote and on what they read."""
+    call = calls[name]
+
+    def scaled(*args: Any, **kwargs: Any) -> None:
+        call[0](*args, **kwargs)
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                value.mul_(2.0)
+
+    torch.compiler.reset()
+    eager, compiled = results(scaled, call), results(torch.compile(scaled, fullgraph=True, backend="inductor"), call)
+    before = [value for value in (*call[1], *call[2].values()) if isinstance(value, Tensor)]
+    for got, expected in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+    assert any(not torch.equal(a, 2 * b if b.is_floating_point() else b) for a, b in zip(compiled, before, strict=True))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_are_what_they_say(name: str, calls: dict[str, Call]) -> None:
+    """Of what they write and what they leave alone, of shapes, of what can be traced."""
+    func, args, kwargs = calls[name]
+    torch.library.opcheck(func, _copied(args), _copied(kwargs), test_utils=("test_schema", "test_faketensor"))
