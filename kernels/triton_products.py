@@ -11,6 +11,20 @@ PLAIN, WITH_SLOPES, SLOPED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
+def product_tile(a, weights, rows, present, outs, n_in, n_out, ROWS: tl.constexpr, INS: tl.constexpr, OUTS: tl.constexpr,
+                 PRECISION: tl.constexpr):  # fmt: skip
+    """Some rows of a, (.., n_in), those present, by some columns of weights, (n_in, n_out): (ROWS, OUTS)."""
+    total = tl.zeros((ROWS, OUTS), tl.float32)
+    for first in range(0, n_in, INS):
+        ins = first + tl.arange(0, INS)
+        mask_w = (ins < n_in)[:, None] & (outs < n_out)[None, :]
+        part = tl.load(a + rows[:, None] * n_in + ins[None, :], mask=present[:, None] & (ins < n_in)[None, :], other=0.0)
+        w = tl.load(weights + ins.to(tl.int64)[:, None] * n_out + outs[None, :], mask=mask_w, other=0.0)
+        total = tl.dot(part, w, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
 def products(
     a,
     weights,
@@ -40,14 +54,7 @@ def products(
     """
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     outs = tl.program_id(1) * OUTS + tl.arange(0, OUTS)
-    total = tl.zeros((ROWS, OUTS), tl.float32)
-    for first in range(0, n_in, INS):
-        ins = first + tl.arange(0, INS)
-        mask_a = (rows < n_rows)[:, None] & (ins < n_in)[None, :]
-        mask_w = (ins < n_in)[:, None] & (outs < n_out)[None, :]
-        part = tl.load(a + rows[:, None] * n_in + ins[None, :], mask=mask_a, other=0.0)
-        w = tl.load(weights + ins.to(tl.int64)[:, None] * n_out + outs[None, :], mask=mask_w, other=0.0)
-        total = tl.dot(part, w, total, input_precision=PRECISION)
+    total = product_tile(a, weights, rows, rows < n_rows, outs, n_in, n_out, ROWS, INS, OUTS, PRECISION)
     mask = (rows < n_rows)[:, None] & (outs < n_out)[None, :]
     place = rows[:, None] * n_out + outs[None, :]
     if EPILOGUE == SLOPED:

@@ -6,8 +6,10 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import triton
 import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from lmn.kernels.triton_work import RATES, works
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),  # A100
@@ -77,7 +81,6 @@ class Compiled:
         Instructions of the matrix unit, by kind, in the assembly.
     """
 
-    configuration: Configuration
     target: str
     registers: int
     spills: int
@@ -119,9 +122,7 @@ def compiled(configuration: Configuration, target: str) -> Compiled:
     registers, spills = _of_amd(made.asm["amdgcn"]) if amd else _of_nvidia(made.asm["cubin"])
     text = made.asm["amdgcn" if amd else "ptx"]
     matrix = {name: len(re.findall(pattern, text)) for name, pattern in _MATRIX_UNIT.items()}
-    return Compiled(
-        configuration, target, registers, spills, made.metadata.shared, {name: n for name, n in matrix.items() if n}
-    )
+    return Compiled(target, registers, spills, made.metadata.shared, {name: n for name, n in matrix.items() if n})
 
 
 def _of_nvidia(cubin: bytes) -> tuple[int, int]:
@@ -149,83 +150,31 @@ def _of_amd(assembly: str) -> tuple[int, int]:
     return number("vgpr_count"), number("vgpr_spill_count")  # scalar registers are kept in vector registers, not in memory
 
 
-# ---- modelled times --------------------------------------------------------------------------------------------------
+@cache
+def _all() -> list[Configuration]:
+    return list(configurations())
 
 
-@dataclass(frozen=True)
-class Rates:
-    """What a GPU can do by its vendor's data sheet, dense: operations/s of the matrix unit as the kernels use it, of float32
-    vectors, and bytes/s of memory.
-
-    The kernels multiply float32: on NVIDIA as three TF32 products, on AMD in the matrix unit's float32.
-    """
-
-    name: str
-    matrix: float
-    products: int
-    vector: float
-    memory: float
-
-
-RATES = (
-    Rates("A100 SXM 80GB", 156e12, 3, 19.5e12, 2.039e12),
-    Rates("H100 SXM", 494.7e12, 3, 66.9e12, 3.35e12),
-    Rates("MI300X", 163.4e12, 1, 163.4e12, 5.3e12),
-)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a case takes of a GPU, padding included.
-
-    Attributes
-    ----------
-    case : str
-    matrix : float
-        Operations of float32 products, before they are taken apart into those of the matrix unit.
-    vector : float
-        Of everything else.
-    memory : float
-        Bytes that come from memory or go there at least once.
-    """
-
-    case: str
-    matrix: float
-    vector: float
-    memory: float
-
-    def seconds(self, gpu: Rates) -> tuple[float, str]:
-        """One after the other, and which of the three takes longest."""
-        parts = {
-            "matrix unit": self.matrix * gpu.products / gpu.matrix,
-            "vectors": self.vector / gpu.vector,
-            "memory": self.memory / gpu.memory,
-        }
-        return sum(parts.values()), max(parts, key=lambda name: parts[name])
-
-
-def works() -> Iterator[Work]:
-    """The modelled cases of all operations."""
-    from lmn.kernels.connectivity import triton_ops as connectivity
-
-    yield from connectivity.works()
+def _compiled_number(number: int, target: str) -> Compiled:
+    return compiled(_all()[number], target)
 
 
 def table(progress: Callable[[str], object]) -> bool:
     """Compile everything for every target and tell a line each; whether all of it fits."""
     fits = True
-    progress(f"{'kernel':<52} {'target':<7} {'registers':>9} {'spills':>6} {'shared':>7}  matrix unit")
-    for configuration in configurations():
-        for target in TARGETS:
-            found = compiled(configuration, target)
+    progress(f"{'kernel':<68} {'target':<7} {'registers':>9} {'spills':>6} {'shared':>7}  matrix unit")
+    tasks = [(number, target) for number in range(len(_all())) for target in TARGETS]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for (number, target), found in zip(tasks, pool.map(_compiled_number, *zip(*tasks, strict=True)), strict=True):
+            configuration = _all()[number]
             fits &= found.fits or not configuration.default
             matrix = ", ".join(f"{n} {name}" for name, n in found.matrix.items()) or "-"
             label = f"{configuration.operation}: {configuration.label}"
             note = "" if found.fits else "  DOES NOT FIT" if configuration.default else "  not a default"
-            progress(f"{label:<52} {target:<7} {found.registers:>9} {found.spills:>6} {found.shared:>7}  {matrix}{note}")
+            progress(f"{label:<68} {target:<7} {found.registers:>9} {found.spills:>6} {found.shared:>7}  {matrix}{note}")
     progress("\nModelled times: operations and bytes over the data sheets' rates, one after the other; nobody measured them.")
     for work in works():
         for gpu in RATES:
             seconds, bound = work.seconds(gpu)
-            progress(f"{work.case:<60} {gpu.name:<14} {seconds * 1e3:8.3f} ms, most of it {bound}")
+            progress(f"{work.case:<68} {gpu.name:<14} {seconds * 1e3:8.3f} ms, most of it {bound}")
     return fits

@@ -55,6 +55,8 @@ def _measured() -> Iterator[Callable[[], object]]:
         yield partial(lmn.activation_patterns, model, x, **options)
         yield partial(lmn.jacobians, model, x, **options)
         yield partial(lmn.local_complexity, model, x, r=0.5, n_directions=2, **options)
+    convolutions = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    yield partial(lmn.activation_patterns, convolutions, torch.randn(5, 1, 3, 3), **options)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def calls() -> dict[str, Call]:
 
 
 def test_all_operators_are_launched(calls: dict[str, Call]) -> None:
-    assert len(OPERATORS) == 12
+    assert len(OPERATORS) == 13
     assert sorted(calls) == OPERATORS
 
 

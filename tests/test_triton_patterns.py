@@ -119,6 +119,12 @@ def test_programs_that_are_no_chain(dtype: torch.dtype) -> None:
     check(model, torch.randn(30, 1, 8, 8).to(dtype))
 
 
+@pytest.mark.parametrize("widths", [(3, 200, 70, 2), (3, 65, 64, 63, 2), (3, 8, 8, 8, 8, 8, 2)], ids=str)
+@pytest.mark.parametrize("act", ["ReLU", "Hardtanh"])
+def test_chains_too_wide_or_deep_for_one_kernel(widths: tuple[int, ...], act: str) -> None:
+    check(mlp(widths, act), samples(20, 3))
+
+
 def test_an_affine_model_has_one_pattern() -> None:
     assert check(nn.Linear(3, 2), samples(5, 3)).words.shape == (1, 0)
 

@@ -14,7 +14,7 @@ from lmn.kernels.activations import CORES
 from lmn.kernels.connectivity.triton_fused import fused
 from lmn.kernels.connectivity.triton_wide import activations, sums
 from lmn.kernels.triton_host import LEAST, MOST_DEPTH, numbered
-from lmn.kernels.triton_report import Configuration, Work
+from lmn.kernels.triton_report import Configuration
 from lmn.kernels.triton_targets import precision_of
 from lmn.kernels.triton_tuned import Choice, Tuned
 
@@ -174,7 +174,6 @@ def fused_for(units: list[int], n_out: int) -> Fused | None:
 _INTEGERS = ("first_row", "first_column", "n_points", "n_out", "m", "nothing", "n_pairs", "n_units", "n_rows", "n_in")
 _FLOATS = ("sxx", "constant", "tolerance", "p0", "p1")
 _TYPES = dict.fromkeys(_INTEGERS, "i32") | dict.fromkeys(_FLOATS, "fp32") | dict.fromkeys(("i_of", "j_of"), "*i32")
-_OPERATIONS_A_CORE = 40.0  # of float32, about, of the most expensive core and what is around it
 
 
 def configurations() -> Iterator[Configuration]:
@@ -192,17 +191,3 @@ def configurations() -> Iterator[Configuration]:
         constants = {"SHIFTED": True, "CORE": CORES.index(core)}
         yield from _DEVIATIONS.configurations("connectivity", f"wide, {core}", constants, _TYPES)
     yield from _SUMS.configurations("connectivity", "wide, sums", {}, _TYPES)
-
-
-def works() -> Iterator[Work]:
-    for case, n, units, n_out in (
-        ("connectivity, the paper's tail 100-31 SiLU, N = 768", 768, (100,), 31),
-        ("connectivity, 100-100-31 SiLU, N = 768", 768, (100, 100), 31),
-    ):
-        sizes = fused_for(list(units), n_out)
-        assert sizes is not None
-        points = n * (n + PAIRS) / 2 * 19  # of all segments, whole tiles
-        products_a_point = sizes.width**2 * (sizes.depth - 1) + sizes.width * sizes.outputs
-        vector = points * (sizes.depth * sizes.width * _OPERATIONS_A_CORE + 6 * sizes.outputs)
-        memory = 4.0 * n * n + 8.0 * n * (sizes.depth * sizes.width + sizes.outputs)
-        yield Work(case, 2 * points * products_a_point, vector, memory)

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from lmn.kernels.cores_triton import core
 from lmn.kernels.local_complexity.triton_fused import counted, seen, vertices_at
+from lmn.kernels.triton_products import product_tile
 
 
 @triton.jit
@@ -58,14 +59,11 @@ def layer(
         if FIRST:
             z = vertices_at(constant, steps, vertices, n_directions, n_units, units, present)
         else:
-            z = tl.zeros((VERTICES, UNITS), tl.float32)
-            for first in range(0, n_in, INS):
-                ins = first + tl.arange(0, INS)
-                mask = (ins < n_in)[:, None] & present[None, :]
-                part = tl.load(u + row[:, None] * n_in + ins[None, :], mask=(ins < n_in)[None, :], other=0.0)
-                w = tl.load(weights + ins.to(tl.int64)[:, None] * n_units + units[None, :], mask=mask, other=0.0)
-                z = tl.dot(part, w, z, input_precision=PRECISION)
-            z += constant[None, :]
+            all_rows = vertices >= 0
+            z = (
+                product_tile(u, weights, row, all_rows, units, n_in, n_units, VERTICES, INS, UNITS, PRECISION)
+                + constant[None, :]
+            )
         least, most = seen(z, least, most)
         if not LAST:
             value = scale * core(z, p0, p1, CORE) + straight * z

@@ -4,18 +4,22 @@ Triton; the distinct ones among them are found where they are."""
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+import triton
 from torch import Tensor
 
+from lmn.kernels.activations import CORES, Activation
+from lmn.kernels.jacobians.problem import Chain
 from lmn.kernels.patterns.bits import lines_of, tied
 from lmn.kernels.patterns.distinct import DistinctPatterns
 from lmn.kernels.patterns.problem import Layout, Patterns, Problem
-from lmn.kernels.patterns.triton_ops import hash_words, narrow_patterns, pack_bits
+from lmn.kernels.patterns.triton_ops import UNITS, hash_words, layer_patterns, narrow_patterns, pack_bits
 from lmn.kernels.pieces import breakpoints_of
 from lmn.kernels.program import Step
-from lmn.kernels.triton_host import POINTS, NarrowChain
+from lmn.kernels.triton_host import POINTS, NarrowChain, on, wide_layers
 
 _POINTS_A_CALL = 1 << 18
 _SAMPLE_BYTES = 1 << 26  # of the samples of a call
@@ -54,41 +58,35 @@ def _unsigned(words: Tensor) -> np.ndarray:
     return np.ascontiguousarray(words.cpu().numpy()).view(np.uint64)
 
 
-def _by_points(problem: Problem) -> _Narrow | _Program:
-    narrow = _Narrow(problem)
-    return narrow if narrow.fits else _Program(problem)
+def _by_points(problem: Problem) -> _Narrow | _Wide | _Program:
+    chain = problem.chain() if problem.dtype == torch.float32 else None
+    if chain is None or not chain.layers or not all(layer.activation.core in CORES for layer in chain.layers):
+        return _Program(problem)
+    breakpoints = [_breakpoints(layer.activation) for layer in chain.layers]
+    bits = tuple(n * len(at) for n, at in zip(chain.units, breakpoints, strict=True) if len(at))
+    if bits != Layout.of(problem.program).bits:
+        return _Program(problem)
+    narrow = NarrowChain.of(chain, problem.device)
+    return _Wide(problem, chain, breakpoints) if narrow is None else _Narrow(problem, narrow, breakpoints)
+
+
+def _breakpoints(activation: Activation) -> np.ndarray:
+    """None of an identity."""
+    return np.zeros(0) if activation.core == "identity" else breakpoints_of(activation)
 
 
 class _Narrow:
     """A chain whose layers fit a tile, in one kernel."""
 
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-        chain = problem.chain() if problem.dtype == torch.float32 else None
-        self._narrow = None if chain is None else NarrowChain.of(chain, problem.device)
-        layout = Layout.of(problem.program)
-        self.n_words = layout.n_words + problem.edges_apart
-        self.fits = self._narrow is not None and self._bits == layout.bits
-        n_in = 1 if self._narrow is None or problem.lattice is not None else self._narrow.chain.n_in
+    def __init__(self, problem: Problem, narrow: NarrowChain, breakpoints: list[np.ndarray]) -> None:
+        self._problem, self._narrow, self._breakpoints = problem, narrow, breakpoints
+        self.n_words = Layout.of(problem.program).n_words + problem.edges_apart
+        n_in = 1 if problem.lattice is not None else narrow.chain.n_in
         self.most = min(_POINTS_A_CALL, max(POINTS, _SAMPLE_BYTES // (4 * n_in)))
-
-    @cached_property
-    def _breakpoints(self) -> list[np.ndarray]:
-        """Of each layer, none of an identity."""
-        assert self._narrow is not None
-        acts = [layer.activation for layer in self._narrow.chain.layers]
-        return [np.zeros(0) if act.core == "identity" else breakpoints_of(act) for act in acts]
-
-    @property
-    def _bits(self) -> tuple[int, ...]:
-        assert self._narrow is not None
-        units = self._narrow.chain.units
-        return tuple(n * len(at) for n, at in zip(units, self._breakpoints, strict=True) if len(at))
 
     @cached_property
     def _tables(self) -> dict[str, Tensor]:
         narrow = self._narrow
-        assert narrow is not None
         most = max(1, *map(len, self._breakpoints))
         breakpoints, layout, first_word = torch.full((narrow.depth, most), torch.nan), [], 0
         for number, (n, at) in enumerate(zip(narrow.chain.units, self._breakpoints, strict=True)):
@@ -106,7 +104,6 @@ class _Narrow:
     def _points(self) -> dict[str, Tensor | None]:
         """Where the points are from: what the kernel takes of the first affine map, of the grid or of samples."""
         narrow, lattice = self._narrow, self._problem.lattice
-        assert narrow is not None
         if lattice is None:
             return {"first": narrow.first, "first_bias": narrow.first_bias, "steps": None, "counts": None}
         weight, bias = narrow.chain.first_map
@@ -122,7 +119,6 @@ class _Narrow:
     def of(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """The words and the hashes of points of ascending numbers."""
         problem, narrow = self._problem, self._narrow
-        assert narrow is not None
         n, device, lattice = len(indices), problem.device, problem.lattice
         words = torch.empty(n, self.n_words, dtype=torch.int64, device=device)
         hashes = torch.empty(n, 2, dtype=torch.int64, device=device)
@@ -142,6 +138,51 @@ class _Narrow:
             hashes=hashes,
         )
         return words, hashes
+
+
+class _Wide:
+    """A layer at a time."""
+
+    def __init__(self, problem: Problem, chain: Chain, breakpoints: list[np.ndarray]) -> None:
+        self._problem, self._chain, self._breakpoints = problem, chain, breakpoints
+        self.n_words = Layout.of(problem.program).n_words + problem.edges_apart
+        widest = max(chain.n_in, *chain.units)
+        self.most = min(_POINTS_A_CALL, max(1, _SAMPLE_BYTES // (4 * widest)))
+
+    @cached_property
+    def _layers(self) -> list[dict[str, Any]]:
+        layers, first_word = wide_layers(self._chain, self._problem.device), 0
+        for each, at in zip(layers, self._breakpoints, strict=True):
+            del each["kink"]  # which is of slopes
+            each |= {"breakpoints": on(self._problem.device, at), "first_word": first_word}
+            first_word += -(-len(each["bias"]) * len(at) // 64)
+        return layers
+
+    def of(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The words and the hashes of points of ascending numbers."""
+        problem, n = self._problem, len(indices)
+        device, apart = problem.device, problem.edges_apart
+        words = torch.empty(n, self.n_words, dtype=torch.int64, device=device)
+        on_edge = torch.zeros(n, dtype=torch.bool, device=device)
+        u = problem.samples(indices).flatten(1).contiguous()
+        for number, arrays in enumerate(self._layers):
+            n_units, is_last = len(arrays["bias"]), number + 1 == len(self._layers)
+            out = torch.empty(0 if is_last else n, n_units, device=device)
+            edges = torch.empty(n if apart else 0, triton.cdiv(n_units, UNITS), dtype=torch.int32, device=device)
+            layer_patterns(u, **arrays, out=out, words=words, edges=edges)
+            if apart:
+                on_edge.logical_or_(edges.any(1))
+            u = out
+        return words, _hashes(words, indices, on_edge if apart else None)
+
+
+def _hashes(words: Tensor, indices: np.ndarray, on_edge: Tensor | None) -> Tensor:
+    """Of words, whose last is made here, where there are edges: the number of a point on one, and one, else 0."""
+    if on_edge is not None:
+        words[:, -1] = torch.where(on_edge, torch.from_numpy(indices).to(words.device) + 1, 0)
+    hashes = torch.empty(len(words), 2, dtype=torch.int64, device=words.device)
+    hash_words(words, hashes)
+    return hashes
 
 
 class _Program:
@@ -174,8 +215,4 @@ class _Program:
                 on_edge.logical_or_(tied(step.bend, units))
 
         problem.program.visit(problem.samples(indices), at_bend)
-        if apart:
-            words[:, -1] = torch.where(on_edge, torch.from_numpy(indices).to(device) + 1, 0)
-        hashes = torch.empty(n, 2, dtype=torch.int64, device=device)
-        hash_words(words, hashes)
-        return words, hashes
+        return words, _hashes(words, indices, on_edge if apart else None)

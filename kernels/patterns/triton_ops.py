@@ -12,15 +12,19 @@ from torch import Tensor
 from lmn.kernels.activations import CORES
 from lmn.kernels.patterns.triton_bits import hashed, pack
 from lmn.kernels.patterns.triton_fused import fused
+from lmn.kernels.patterns.triton_wide import layer
 from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, numbered
 from lmn.kernels.triton_report import Configuration
 from lmn.kernels.triton_targets import precision_of
 from lmn.kernels.triton_tuned import Choice, Tuned
 
-INS = 16
+INS, UNITS = 16, 64
 _PACKED = 64  # points of a tile
 _KEY = ("GRID", "INDEXED", "EDGES", "MOST_BREAKPOINTS", "DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "n_in")
 _NARROW = Tuned(fused, _KEY, (Choice({}, 8), Choice({}, 4)))
+_LAYER = Tuned(layer, ("EDGES", "LAST", "CORE", "n_in", "n_units"), (
+    Choice({"ROWS": 128}, 8, 2), Choice({"ROWS": 32}, 8, 2)
+))  # fmt: skip
 _PACK = Tuned(pack, (), (Choice({}, 4),))
 _HASH = Tuned(hashed, (), (Choice({}, 2),))
 
@@ -85,6 +89,53 @@ def narrow_patterns(
     )
 
 
+@torch.library.custom_op("lmn::patterns_layer", mutates_args={"out", "words", "edges"})
+def layer_patterns(
+    u: Tensor,
+    weights: Tensor,
+    bias: Tensor,
+    scales: Tensor,
+    straights: Tensor,
+    breakpoints: Tensor,
+    core: int,
+    p0: float,
+    p1: float,
+    first_word: int,
+    out: Tensor,
+    words: Tensor,
+    edges: Tensor,
+) -> None:
+    """The words of a wide layer at u, (n, n_in); activations to out, edges to edges, unless they are empty: see ``layer``."""
+    n, n_units = len(u), len(bias)
+    if not n:
+        return
+    _LAYER.launch[lambda tile: (triton.cdiv(n, tile["ROWS"]), triton.cdiv(n_units, UNITS))](
+        u=u,
+        weights=weights,
+        bias=bias,
+        scales=scales,
+        straights=straights,
+        breakpoints=breakpoints,
+        out=out,
+        words=words,
+        edges=edges,
+        p0=p0,
+        p1=p1,
+        n_points=n,
+        n_in=u.shape[1],
+        n_units=n_units,
+        n_breakpoints=len(breakpoints),
+        first_word=first_word,
+        n_words=words.shape[1],
+        LAST=len(out) == 0,
+        EDGES=len(edges) > 0,
+        CORE=core,
+        INS=32,
+        UNITS=UNITS,
+        PRECISION=precision_of(u.device),
+    )
+
+
 @torch.library.custom_op("lmn::pack_patterns", mutates_args={"words"})
 def pack_bits(z: Tensor, breakpoints: Tensor, first_word: int, words: Tensor) -> None:
     """The bits of z, (n, n_units), above breakpoints of its type, to words, (n, n_words), int64, from first_word on."""
@@ -117,7 +168,7 @@ def hash_words(words: Tensor, hashes: Tensor) -> None:
 
 _INTEGERS = ("n_points", "n_in", "n_axes", "n_words", "n_units", "n_breakpoints", "first_word")
 _TYPES = dict.fromkeys(_INTEGERS, "i32") | {"begin": "i64", "layout": "*i32"}
-_TYPES |= dict.fromkeys(("words", "hashes", "indices", "counts"), "*i64")
+_TYPES |= {"edges": "*i32", "p0": "fp32", "p1": "fp32"} | dict.fromkeys(("words", "hashes", "indices", "counts"), "*i64")
 
 
 def configurations() -> Iterator[Configuration]:
@@ -134,5 +185,8 @@ def configurations() -> Iterator[Configuration]:
         constants |= {"WIDTH": MOST_WIDTH, "POINTS": POINTS, "INS": INS, "PRECISION": ""}
         constants |= dict.fromkeys(("CORE0", "CORE1", "CORE2"), CORES.index(core))
         yield from _NARROW.configurations("patterns", f"{MOST_DEPTH} x {MOST_WIDTH} {label}", constants, _TYPES)
+    for core in ("abs", "clamp"):
+        constants = {"LAST": False, "EDGES": True, "CORE": CORES.index(core), "INS": 32, "UNITS": UNITS, "PRECISION": ""}
+        yield from _LAYER.configurations("patterns", f"layer, {core}", constants, _TYPES)
     yield from _PACK.configurations("patterns", "pack", {"POINTS": _PACKED}, _TYPES)
     yield from _HASH.configurations("patterns", "hash", {"POINTS": _PACKED}, _TYPES)

@@ -1,0 +1,71 @@
+"""The Triton kernel of patterns of wide and deep chains: a layer of some points at a time, its signs packed on the way out."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lmn.kernels.cores_triton import core
+from lmn.kernels.triton_products import product_tile
+
+
+@triton.jit
+def layer(
+    u,
+    weights,
+    bias,
+    scales,
+    straights,
+    breakpoints,
+    out,
+    words,
+    edges,
+    p0,
+    p1,
+    n_points,
+    n_in,
+    n_units,
+    n_breakpoints,
+    first_word,
+    n_words,
+    LAST: tl.constexpr,
+    EDGES: tl.constexpr,
+    CORE: tl.constexpr,
+    ROWS: tl.constexpr,
+    INS: tl.constexpr,
+    UNITS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Activations, out (n_points, n_units), unless LAST, and the bits of 64 UNITS to words (n_points, n_words), int64.
+
+    Pre-activations are u, (n_points, n_in), by weights (n_in, n_units), and bias. With EDGES, edges (n_points, blocks of units)
+    is 1 where a unit is exactly at a breakpoint, else 0.
+    """
+    tl.static_assert(UNITS == 64)
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    here = tl.arange(0, UNITS)
+    units = tl.program_id(1) * UNITS + here
+    present, is_unit = rows < n_points, units < n_units
+    z = product_tile(u, weights, rows, present, units, n_in, n_units, ROWS, INS, UNITS, PRECISION)
+    z += tl.load(bias + units, mask=is_unit, other=0.0)[None, :]
+    on_edge = tl.zeros((ROWS,), tl.int32)
+    for number in range(n_breakpoints):  # the words of 64 units
+        word = tl.zeros((ROWS,), tl.int64)
+        for which in range(n_breakpoints):
+            at = tl.load(breakpoints + which)
+            place = here * n_breakpoints + which - 64 * number
+            inside = is_unit & (place >= 0) & (place < 64)
+            shift = tl.where(inside, place, 0).to(tl.int64)
+            word += tl.sum(((z > at) & inside[None, :]).to(tl.int64) << shift[None, :], axis=1)
+            if EDGES:
+                on_edge = on_edge | tl.max(((z == at) & inside[None, :]).to(tl.int32), axis=1)
+        of_layer = tl.program_id(1) * n_breakpoints + number
+        is_word = 64 * of_layer < n_units * n_breakpoints
+        tl.store(words + rows * n_words + first_word + of_layer, word, mask=present & is_word)
+    if EDGES:
+        tl.store(edges + rows * tl.num_programs(1) + tl.program_id(1), on_edge, mask=present)
+    if not LAST:
+        scale = tl.load(scales + units, mask=is_unit, other=0.0)[None, :]
+        straight = tl.load(straights + units, mask=is_unit, other=0.0)[None, :]
+        value = scale * core(z, p0, p1, CORE) + straight * z
+        tl.store(out + rows[:, None] * n_units + units[None, :], value, mask=present[:, None] & is_unit[None, :])
