@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from bench.baselines import wait_for
+
 CHUNKS = (256, 1024, 4096, 16384)
 
 Jacobians = Callable[[Tensor], Tensor]
@@ -55,8 +57,10 @@ def best_chunk(make: Callable[[nn.Module, int], Jacobians], model: nn.Module, x:
             continue
         function, part = make(model, chunk), x[:chunk]
         function(part)
+        wait_for(x.device)
         started = time.perf_counter()
         function(part)
+        wait_for(x.device)
         times[chunk] = (time.perf_counter() - started) / len(part)
     return min(times, key=lambda chunk: times[chunk])
 
@@ -75,7 +79,7 @@ def spectral_norms(jacobians: Jacobians, x: Tensor, chunk: int) -> Tensor:
 def local_complexity(model: nn.Sequential, x: Tensor, r: float, directions: Tensor) -> Tensor:
     """The number of ReLU units that change sign over the vertices x ± r v: every vertex is run. (n_points,)."""
     shifts = r * torch.cat([directions, -directions])
-    total = torch.zeros(len(x), dtype=torch.int64)
+    total = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for first in range(0, len(x), 64):
         h = (x[first : first + 64, None] + shifts).flatten(0, 1)
         for layer in model:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from models import DATA, trained_paper_network
 
 connectivity_module = importlib.import_module("lmn.connectivity")  # the package has a function of that name
 FAST = ("cpp", "numba", "torch")
+SINGLE = (*FAST, "triton")  # of float32, Triton in its interpreter
 SIZES = ((1, 1, 1), (2, 3, 2), (17, 17, 31), (33, 100, 5))  # points, units, outputs: no multiples of any block
 
 
@@ -66,36 +68,37 @@ def agree(model: nn.Module, x: torch.Tensor, backend: str, m: int = 21) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 if x.dtype == torch.float32 else 1e-10)
 
 
-@pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("backend", "dtype"), [*product(SINGLE, [torch.float32]), *product(FAST, [torch.float64])])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_activation(backend: str, dtype: torch.dtype, name: str) -> None:
     torch.manual_seed(1)
     agree(network(name, 17, 3, depth=2).to(dtype), torch.randn(9, 4, dtype=dtype), backend)
 
 
-@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize(("n_points", "units", "n_out"), SIZES)
+@pytest.mark.parametrize(
+    ("backend", "n_points", "units", "n_out"),
+    [(backend, *sizes) for backend in FAST for sizes in SIZES] + [("triton", 2, 3, 2)],
+)
 def test_sizes_that_fill_no_block(backend: str, depth: int, n_points: int, units: int, n_out: int) -> None:
     torch.manual_seed(2)
     agree(network("silu", units, n_out, depth), torch.randn(n_points, 4), backend)
 
 
-@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("backend", SINGLE)
 @pytest.mark.parametrize("m", [3, 4, 5, 8, 21, 22])
 def test_points_a_segment(backend: str, m: int) -> None:
     torch.manual_seed(3)
     agree(network("relu", 17, 3), torch.randn(9, 4), backend, m)
 
 
-@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("backend", SINGLE)
 def test_a_chain_that_ends_in_an_activation(backend: str) -> None:
     torch.manual_seed(4)
     agree(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.ReLU()), torch.randn(9, 4), backend)
 
 
-@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("backend", SINGLE)
 @pytest.mark.parametrize(
     "between",
     [
@@ -176,7 +179,7 @@ def test_progress_is_told_of_a_wide_model_with_few_outputs() -> None:
     assert len(told) > 1
 
 
-@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("backend", SINGLE)
 def test_activations_in_a_row_and_bottlenecks(backend: str) -> None:
     torch.manual_seed(5)
     model = nn.Sequential(
@@ -222,10 +225,10 @@ def test_permuting_samples_permutes_the_matrix(backend: str) -> None:
     torch.testing.assert_close(one[order][:, order], other, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("backend", SINGLE)
 def test_scaling_and_shifting_outputs_changes_nothing(backend: str) -> None:
     torch.manual_seed(9)
-    model, x = network("silu", 17, 3), torch.randn(19, 4)
+    model, x = network("silu", 17, 3), torch.randn(5 if backend == "triton" else 19, 4)
     one = lmn.connectivity(model, x, backend=backend, progress=False)
     other = lmn.connectivity(
         model, x, backend=backend, select=lambda y: y * torch.tensor([1e-6, -3.0, 1e6]) + 7, progress=False
@@ -243,14 +246,14 @@ def test_outputs_of_any_size(backend: str, scale: float) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=2e-5 if backend == "torch" else 2e-6)
 
 
-@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("backend", SINGLE)
 def test_dead_outputs_are_not_done_twice(backend: str) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
     model[2].weight.data[1] = 0
     assert lmn.measure(model, torch.randn(9, 4), backend=backend, progress=False).n_redone == 0
 
 
-@pytest.mark.parametrize("backend", ["cpp", "numba", "torch", "reference"])
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
 @pytest.mark.parametrize("n", [33, 48, 50])
 def test_panels_make_the_same_matrix(backend: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(24)
@@ -288,7 +291,7 @@ def test_an_affine_map_in_front_changes_nothing(backend: str) -> None:
 ALL = (*FAST, "reference")
 
 
-@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("backend", [*ALL, "triton"])
 def test_an_affine_model_is_one_map(backend: str) -> None:
     torch.manual_seed(11)
     model = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 3))

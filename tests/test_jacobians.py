@@ -4,6 +4,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import piecewise_models
@@ -66,11 +67,14 @@ def test_every_model_has_the_jacobians_that_jacrev_gives(name: str, backend: str
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_float32_is_close_to_float64(name: str) -> None:
+CHAINS = [name for name, case in CASES.items() if case.path == "chain"]
+
+
+@pytest.mark.parametrize(("name", "backend"), [*product(CASES, ["auto"]), *product(CHAINS, ["triton"])])
+def test_float32_is_close_to_float64(name: str, backend: str) -> None:
     case = CASES[name]
     model, inputs = built(case)
-    got = lmn.jacobians(model, inputs, tap=case.tap, select=case.select, progress=False)
+    got = lmn.jacobians(model, inputs, tap=case.tap, select=case.select, backend=backend, progress=False)
     expected = by_jacrev(name)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))

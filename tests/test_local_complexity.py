@@ -51,6 +51,11 @@ def points(n: int = 20, width: int = 6) -> Tensor:
     return torch.randn(n, width, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
 
+def double_but_for(backend: str) -> torch.dtype:
+    """Triton computes in float32."""
+    return torch.float32 if backend == "triton" else torch.float64
+
+
 def one_unit(weight: list[float], bias: float = 0.0, activation: nn.Module | None = None) -> nn.Sequential:
     model = nn.Sequential(nn.Linear(len(weight), 1), activation or nn.ReLU()).double()
     with torch.no_grad():
@@ -207,41 +212,47 @@ def test_layers_are_those_that_patterns_have(name: str) -> None:
 # ---- closed forms --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["cpp", "torch", "reference"])
+@pytest.mark.parametrize("backend", ["cpp", "triton", "torch", "reference"])
 def test_a_unit_bends_within_its_reach(backend: str) -> None:
     weight = [3.0, -4.0, 12.0]
     steps = module.directions(3, 2, 0) @ torch.tensor(weight, dtype=torch.float64)
     reach = 0.1 * float(steps.abs().max())
     along = torch.tensor(weight, dtype=torch.float64) / 13**2
     heights = torch.tensor([-1.01, -0.99, -0.5, 0, 0.99, 1.01], dtype=torch.float64) * reach
-    got = found(one_unit(weight, 0.5), along * (heights - 0.5)[:, None], r=0.1, n_directions=2, backend=backend)
+    dtype = double_but_for(backend)
+    x = (along * (heights - 0.5)[:, None]).to(dtype)
+    got = found(one_unit(weight, 0.5).to(dtype), x, r=0.1, n_directions=2, backend=backend)
     assert got.counts[:, 0].tolist() == [0, 1, 1, 1, 1, 0]
 
 
-@pytest.mark.parametrize("backend", ["cpp", "torch", "reference"])
+@pytest.mark.parametrize("backend", ["cpp", "triton", "torch", "reference"])
 def test_either_breakpoint_counts_a_unit_once(backend: str) -> None:
-    x = torch.tensor([[-1.0], [0.0], [1.0]]).double()
-    near, wide = (found(one_unit([1.0], activation=nn.Hardtanh()), x, r=r, n_directions=1, backend=backend) for r in (0.1, 3.0))
+    x, model = torch.tensor([[-1.0], [0.0], [1.0]]), one_unit([1.0], activation=nn.Hardtanh())
+    x, model = x.to(double_but_for(backend)), model.to(double_but_for(backend))
+    near, wide = (found(model, x, r=r, n_directions=1, backend=backend) for r in (0.1, 3.0))
     assert near.total.tolist() == [1, 0, 1]
     assert wide.total.tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("backend", ["cpp", "torch", "reference"])
+@pytest.mark.parametrize("backend", ["cpp", "triton", "torch", "reference"])
 def test_a_vertex_on_the_breakpoint_is_not_above_it(backend: str) -> None:
-    x = torch.tensor([[0.25], [-0.25], [0.0]]).double()  # vertices 0 and 0.5, -0.5 and 0
-    assert found(one_unit([1.0]), x, r=0.25, n_directions=1, backend=backend).total.tolist() == [1, 0, 1]
+    dtype = double_but_for(backend)
+    x = torch.tensor([[0.25], [-0.25], [0.0]], dtype=dtype)  # vertices 0 and 0.5, -0.5 and 0
+    assert found(one_unit([1.0]).to(dtype), x, r=0.25, n_directions=1, backend=backend).total.tolist() == [1, 0, 1]
 
 
-@pytest.mark.parametrize("backend", ["cpp", "torch", "reference"])
+@pytest.mark.parametrize("backend", ["cpp", "triton", "torch", "reference"])
 def test_a_chain_that_starts_with_an_activation(backend: str) -> None:
-    x = torch.tensor([[5.0, -5, 5], [0.1, 5, 5], [0.1, -0.1, 0.1]]).double()
-    model = nn.Sequential(nn.ReLU(), nn.Linear(3, 2)).double()
+    dtype = double_but_for(backend)
+    x = torch.tensor([[5.0, -5, 5], [0.1, 5, 5], [0.1, -0.1, 0.1]], dtype=dtype)
+    model = nn.Sequential(nn.ReLU(), nn.Linear(3, 2)).to(dtype)
     assert found(model, x, r=1.0, n_directions=3, backend=backend).total.tolist() == [0, 1, 3]
 
 
-@pytest.mark.parametrize("backend", ["auto", "cpp", "torch", "reference"])
+@pytest.mark.parametrize("backend", ["auto", "cpp", "triton", "torch", "reference"])
 def test_an_affine_model_has_no_layers(backend: str) -> None:
-    got = found(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)).double(), points(), n_directions=6, backend=backend)
+    dtype = double_but_for(backend)
+    got = found(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)).to(dtype), points().to(dtype), n_directions=6, backend=backend)
     assert (got.layers, got.units, got.counts.shape, got.mean) == ((), (), (20, 0), 0.0)
     assert got.total.tolist() == [0] * 20
     assert got.to_dict() == {"local_complexity": 0.0}

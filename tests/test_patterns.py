@@ -26,12 +26,13 @@ def samples(shape: tuple[int, ...], n: int = 60, dtype: torch.dtype = torch.floa
     return x
 
 
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_same_as_the_reference(name: str, dtype: torch.dtype) -> None:
+def test_the_same_as_the_reference(name: str, dtype: torch.dtype, backend: str) -> None:
     model, shape = built(name)
     model, x = model.to(dtype), samples(shape, dtype=dtype)
-    got, expected = (lmn.activation_patterns(model, x, backend=b, ids=True, progress=False) for b in ("cpp", "reference"))
+    got, expected = (lmn.activation_patterns(model, x, backend=b, ids=True, progress=False) for b in (backend, "reference"))
     for field in ("words", "counts", "first", "ids"):
         np.testing.assert_array_equal(getattr(got, field), getattr(expected, field), err_msg=field)
     assert (got.words[got.ids[0]] == got.words[got.ids[30]]).all()
