@@ -1,7 +1,7 @@
 """What prepares the Triton kernels' launches, on a device that is not the CPU.
 
-Tensors of the device "meta" have no values: they refuse to be added to what is on the CPU, and what asks for a value, which would wait for a
-GPU.
+Tensors of the device "meta" have no values: they refuse to be added to what is on the CPU, and what asks for a value, which
+would wait for a GPU.
 """
 
 import itertools
