@@ -7,6 +7,7 @@ from lmn._core import __version__
 from lmn.activation_patterns import ActivationPatterns, activation_patterns
 from lmn.alignment import jacobian_alignment
 from lmn.backends import available_backends
+from lmn.callback import Callback
 from lmn.connectivity import connectivity
 from lmn.errors import LmnError
 from lmn.grid import box, line, plane
@@ -21,6 +22,7 @@ from lmn.spectrum import linear_mapping_number
 
 __all__ = [
     "ActivationPatterns",
+    "Callback",
     "JacobianStatistics",
     "LmnError",
     "LocalComplexity",

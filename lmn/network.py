@@ -143,6 +143,11 @@ class Network:
                 self._programs.clear()
                 self._chain = None
 
+    @property
+    def draws(self) -> bool:
+        """Whether the model draws random numbers, also in evaluation mode; known once it was read."""
+        return self._habits.draws
+
     def samples(self, inputs: Tensor) -> Tensor:
         """The activations at the tap, shape (n_points, *sample_shape)."""
         return torch.cat([self._run_to_tap(batch) for batch in inputs.split(self._batch_of_model)])

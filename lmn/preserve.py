@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,24 @@ class Habits:
 
 
 UNKNOWN = Habits(draws=True, writes=True)
+
+
+class _Beside(threading.local):
+    training = False
+
+
+_BESIDE = _Beside()
+
+
+@contextmanager
+def beside_training() -> Iterator[None]:
+    """Within, in this thread, random generators are left alone: a training draws from them, and the model does not."""
+    before, _BESIDE.training = _BESIDE.training, True
+    try:
+        yield
+    finally:
+        _BESIDE.training = before
+
 
 _MOST_COPIED = 1 << 26  # bytes of parameters, of a model of unknown habits
 
@@ -77,7 +96,7 @@ def _preserved(model: nn.Module, habits: Habits) -> Iterator[Callable[[Habits], 
     buffers = [(tensor, tensor.detach().clone()) for tensor in model.buffers()]
     copies += _copies(model) if habits.writes else []
     versions = {name: parameter._version for name, parameter in model.named_parameters()}
-    generators = _Generators(model) if habits.draws else None
+    generators = _Generators(model) if habits.draws and not _BESIDE.training else None
     with autocast_restored(), torch.inference_mode(False), torch.no_grad():
         for device in _AUTOCAST_DEVICES:
             torch.set_autocast_enabled(device, False)
@@ -123,11 +142,12 @@ def _check_unwritten(model: nn.Module, versions: dict[str, int]) -> None:
 def observed(model: nn.Module) -> Iterator[list[Habits]]:
     """Enclose a run of the model: its habits are in the list afterwards."""
     found: list[Habits] = []
+    beside = _BESIDE.training
     versions = [parameter._version for parameter in model.parameters()]
     numpy_state, python_state = _numpy_state(), random.getstate()
     with _Draws() as draws:
         yield found
-    elsewhere = python_state != random.getstate() or not _equal_states(numpy_state, _numpy_state())
+    elsewhere = not beside and (python_state != random.getstate() or not _equal_states(numpy_state, _numpy_state()))
     writes = versions != [parameter._version for parameter in model.parameters()]
     found.append(Habits(draws.seen or elsewhere, writes))
 

@@ -1,0 +1,378 @@
+"""Measuring while a model trains: the callback for any loop."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lmn.errors import LmnError
+from lmn.grid import as_grid
+from lmn.journal import Journal, Row, plain
+from lmn.loggers import log_of, named
+from lmn.measure import measure
+from lmn.measurement import Measurement
+from lmn.preserve import beside_training
+from lmn.schedule import Schedule
+from lmn.selection import Select
+from lmn.subject import Subject
+from lmn.submodules import unwrapped
+
+if TYPE_CHECKING:
+    from lmn.history import History
+
+_SETTINGS = {"n_points", "n_sampled", "m"}  # which are always the same
+_OPTIONS = ("backend", "m", "max_points", "seed", "max_regions", "threads", "connectivity")
+
+
+class Callback:
+    """Measure a model while it trains, at a bounded cost, and without an effect on the training.
+
+    Two lines in any loop::
+
+        callback = lmn.Callback(samples, tap="embedding", path="history.jsonl")
+        callback.attach(model, optimizer)  # measures now, and after the optimizer's steps
+
+    or, by hand, ``callback(model, step, train_loss=loss)`` where a step ends.
+
+    Parameters
+    ----------
+    grid, tap, metrics, select
+        As for :func:`lmn.measure`.
+    every : int, optional
+        Steps between measurements. Default 200.
+    overhead : float, above 0 and up to 1, optional
+        Instead: as often as measuring takes at most this share of the time since the callback was made. The first measurement
+        is taken at once, and waited for.
+    extra : callable, optional
+        () to other numbers of the moment, e.g. ``lambda: {"test_loss": ...}``; asked for at each measurement.
+    log : callable, SummaryWriter, wandb run or Lightning logger, optional
+        Is given the numbers of each measurement, with keys ``lmn/<name>``: a function as (values, step).
+    path : str or Path, optional
+        A file that each measurement is appended to as a line of JSON. If it has measurements, the callback goes on after them:
+        steps up to the last of them are not measured again.
+    asynchronous : bool
+        Measure a copy of the model in another thread while the training goes on: at most one at a time; what is due meanwhile
+        is measured as soon as that one is done, at the step of then. The first is not, to see what the model is; a model that
+        draws random numbers in evaluation mode is always waited for.
+    strict : bool
+        Let a measurement's errors stop the training. By default they are recorded (column ``error``), and warned of once.
+    **options
+        Of :func:`lmn.measure`: backend, m, max_points, seed, max_regions, threads, connectivity. Asynchronous measurements use
+        half of torch's threads by default.
+
+    Attributes
+    ----------
+    history : History
+        A DataFrame of all measurements: step, wall_time (seconds of training, over all runs of one path), the numbers, error.
+    last : Measurement or None
+        The one before now.
+
+    Raises
+    ------
+    LmnError
+        Values out of range; a path that can't be written to, that has something else in it, or that another process writes to.
+
+    Examples
+    --------
+    >>> with lmn.Callback(samples, overhead=0.05).attach(model, optimizer) as callback:
+    ...     train(model, optimizer)
+    >>> callback.history.plot()
+    """
+
+    def __init__(
+        self,
+        grid: Any,
+        *,
+        tap: str | None = None,
+        metrics: Any = None,
+        select: Select | None = None,
+        every: int | None = None,
+        overhead: float | None = None,
+        extra: Callable[[], Mapping[str, Any]] | None = None,
+        log: Any = None,
+        path: str | os.PathLike[str] | None = None,
+        asynchronous: bool = False,
+        strict: bool = False,
+        **options: Any,
+    ) -> None:
+        unknown = sorted(set(options) - set(_OPTIONS))
+        if unknown:
+            raise LmnError(f"there is no option {', '.join(unknown)}; what measure takes here is {', '.join(_OPTIONS)}.")
+        self._grid = as_grid(grid)
+        self._what: dict[str, Any] = {"tap": tap, "metrics": metrics, "select": select, "progress": False} | options
+        self._schedule = Schedule.of(every, overhead)
+        self._extra, self._log, self._strict = extra or dict, log_of(log), strict
+        self._asynchronous = asynchronous
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._journal = Journal(path) if path is not None and _is_main_process() else None
+        self._rows: list[Row] = list(self._journal.rows) if self._journal is not None else []
+        self._unwritten: list[Row] = []
+        self._look_back()
+        self._pool: ThreadPoolExecutor | None = None
+        self._in_flight: Future[Row] | None = None
+        self._waits = False  # something was due while another was in flight
+        self._beside: bool | None = None  # whether this model may be measured in another thread
+        self._metrics: set[str] = set()  # which numbers are measured, and not told of by extra
+        self._warned = False
+        self._attached: tuple[nn.Module, Any] | None = None
+        self._step = 0
+        self.last: Measurement | None = None
+
+    # -- in a loop -----------------------------------------------------------------------------------------------------------
+
+    def __call__(self, model: nn.Module, step: int, **extra: Any) -> Measurement | None:
+        """Tell that a step ended: measures if it is time to.
+
+        Parameters
+        ----------
+        model : nn.Module
+        step : int
+            How many steps the model has been trained; 0 before the first.
+        **extra
+            Other numbers of the moment, kept with the measurement.
+
+        Returns
+        -------
+        Measurement or None
+            What was measured now; None where it was not, where it failed, or where it goes on in another thread.
+        """
+        if not self._is_mine():
+            return None
+        self._collect()
+        if step <= self._done or not (self._waits or self._schedule.is_due(step)):
+            return None
+        return self._take(model, step, extra)
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int | None = None) -> Callback:
+        """Measure the model now and after the optimizer's steps.
+
+        Parameters
+        ----------
+        step : int, optional
+            How many steps the model has been trained. Default: as many as the optimizer remembers (Adam and its kin do, also
+            after ``load_state_dict``), else 0.
+        """
+        self.detach()
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise LmnError(f"attach takes the optimizer whose steps are counted; got {type(optimizer).__name__}.")
+        self._step = _steps_of(optimizer) if step is None else step
+        if self._is_mine() and self._step <= self._done:
+            warnings.warn(
+                f"{self._journal.path if self._journal else 'this callback'} has measurements up to step {self._done}, and the "
+                f"training is at step {self._step}: they are kept, and measuring goes on after step {self._done}.",
+                stacklevel=2,
+            )
+        hook: Callable[..., None] = self._after_step
+        if "torch._dynamo" in sys.modules:  # which would trace it in a step that is compiled; seconds to import
+            hook = torch._dynamo.disable(hook)
+        self._attached = (model, optimizer.register_step_post_hook(hook))
+        self(model, self._step)
+        return self
+
+    def detach(self) -> None:
+        """Stop following the optimizer's steps."""
+        if self._attached is not None:
+            self._attached[1].remove()
+            self._attached = None
+
+    def _after_step(self, _optimizer: Any, _args: Any, _kwargs: Any) -> None:
+        self._step += 1
+        if self._attached is not None:
+            self(self._attached[0], self._step)
+
+    def close(self, model: nn.Module | None = None, step: int | None = None, **extra: Any) -> None:
+        """Wait for what is in flight, measure the last step, if it was not, and let go of the file and the optimizer.
+
+        Parameters
+        ----------
+        model : nn.Module, optional
+        step : int, optional
+            The last step. Default: of the model that this is attached to, if it is.
+        **extra
+            As for a call.
+        """
+        if model is None and self._attached is not None:
+            model, step = self._attached[0], self._step
+        self.detach()
+        if not self._is_mine():
+            return
+        try:
+            self._finish()
+            if model is not None and step is not None and step > self._done:
+                self._take(model, step, extra, wait=True)
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None
+            if self._journal is not None:
+                self._journal.close()
+                self._journal = None
+
+    def __enter__(self) -> Callback:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None:  # the training failed: there is no last step to measure
+            self.detach()
+        self.close()
+
+    # -- what was measured ---------------------------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> list[Row]:
+        """The history as dicts."""
+        with self._lock:
+            return list(self._rows)
+
+    def recall(self, rows: Sequence[Row]) -> None:
+        """Go on after the measurements of an earlier run, unless its file has them."""
+        if not self._rows:
+            self._rows = list(rows)
+            self._look_back()
+
+    def _look_back(self) -> None:
+        self._before = max((row.get("wall_time") or 0.0 for row in self._rows), default=0.0)
+        self._done = max((row["step"] for row in self._rows), default=-1)  # the last step that was measured, or is being
+
+    @property
+    def history(self) -> History:
+        from lmn.history import History
+
+        with self._lock:
+            return History.of(self._rows)
+
+    def __str__(self) -> str:
+        schedule, n = self._schedule, len(self._rows)
+        how = f"every {schedule.every} steps" if schedule.every is not None else f"at most {schedule.share:.0%} of the time"
+        failed = sum("error" in row for row in self._rows)
+        return (
+            f"{n} measurement{'' if n == 1 else 's'}, {how}{', in another thread' if self._asynchronous else ''}: "
+            f"{schedule.spent:.2f} s of {schedule.elapsed:.2f} s ({schedule.share_so_far:.1%})"
+            + (f"; {failed} failed" if failed else "")
+        )
+
+    def __repr__(self) -> str:
+        return f"<lmn.Callback: {self}>"
+
+    # -- one measurement -----------------------------------------------------------------------------------------------------
+
+    def _is_mine(self) -> bool:
+        """Neither a worker process of a data loader, which has a copy of this, nor another rank than the first."""
+        return os.getpid() == self._process and _is_main_process()
+
+    def _take(self, model: nn.Module, step: int, extra: Mapping[str, Any], *, wait: bool = False) -> Measurement | None:
+        if self._in_flight is not None:
+            self._waits = True
+            return None
+        self._waits, self._done = False, step
+        row = {"step": step, "wall_time": self._before + self._schedule.elapsed}
+        beside = self._asynchronous and not wait and bool(self._beside)
+        inner, began = unwrapped(model), time.perf_counter()
+        try:
+            others = {name: plain(value) for name, value in {**self._extra(), **extra}.items()}
+            measured = copy.deepcopy(inner) if beside else inner
+        except Exception as error:
+            if self._strict:
+                raise
+            self._note(row | self._failed(error))
+            return None
+        if beside:
+            self._pool = self._pool or ThreadPoolExecutor(1, "lmn")
+            self._in_flight = self._pool.submit(self._run, measured, row, others, time.perf_counter() - began, beside=True)
+            return None
+        row = self._run(measured, row, others, time.perf_counter() - began, beside=False)
+        self._logged(row)
+        if self._asynchronous and self._beside is None and "error" not in row:
+            self._beside = not self._draws(inner)
+        return self.last if "error" not in row else None
+
+    def _run(self, model: nn.Module, row: Row, others: Row, spent: float, *, beside: bool) -> Row:
+        """Measure and note; in another thread if beside."""
+        began = time.perf_counter()
+        what, failure = self._what, None
+        try:
+            if beside:
+                what = {"threads": max(1, torch.get_num_threads() // 2)} | what
+                with beside_training():
+                    found = measure(model, self._grid, **what)
+            else:
+                found = measure(model, self._grid, **what)
+        except Exception as error:
+            row, failure = row | others | self._failed(error), error
+        else:
+            self.last = found
+            numbers = found.to_dict()
+            self._metrics.update(numbers.keys() - _SETTINGS)
+            row = row | {name: plain(value) for name, value in numbers.items()} | others
+        self._schedule.took(spent + time.perf_counter() - began)
+        self._note(row)
+        if failure is not None and self._strict:
+            raise failure
+        return row
+
+    def _failed(self, error: Exception) -> Row:
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+        if not self._warned and not self._strict:
+            self._warned = True
+            warnings.warn(f"a measurement failed, and is recorded as such; the training goes on: {error}", stacklevel=2)
+        return {"error": f"{type(error).__name__}: {error}"}
+
+    def _note(self, row: Row) -> None:
+        """Keep a row, and write it to the file; one that can't be is written with the next."""
+        with self._lock:
+            self._rows.append(row)
+            if self._journal is None:
+                return
+            self._unwritten.append(row)
+            try:
+                while self._unwritten:
+                    self._journal.append(self._unwritten[0])
+                    self._unwritten.pop(0)
+            except OSError as error:
+                if self._strict:
+                    raise
+                warnings.warn(f"a measurement was not written to {self._journal.path} ({error}); it is kept.", stacklevel=2)
+
+    def _logged(self, row: Row) -> None:
+        """Tell the loggers."""
+        if "error" not in row:
+            self._log(named({name: value for name, value in row.items() if name in self._metrics}), row["step"])
+
+    def _collect(self) -> None:
+        """What another thread has finished is told of here, in the thread that trains."""
+        if self._in_flight is not None and self._in_flight.done():
+            self._finish()
+
+    def _finish(self) -> None:
+        """Wait for what is in flight."""
+        if self._in_flight is not None:
+            future, self._in_flight = self._in_flight, None
+            self._logged(future.result())
+
+    def _draws(self, model: nn.Module) -> bool:
+        with Subject(model, self._grid, tap=self._what["tap"], select=self._what["select"]) as subject:
+            return subject.network.draws
+
+
+def _is_main_process() -> bool:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0"  # of what torchrun started, before the processes know each other
+
+
+def _steps_of(optimizer: torch.optim.Optimizer) -> int:
+    """How many steps an optimizer has taken, by its state."""
+    steps = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
+    return max(steps, default=0)

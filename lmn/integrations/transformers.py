@@ -1,0 +1,113 @@
+"""Measuring in a training by Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from lmn.callback import Callback
+from lmn.errors import LmnError
+from lmn.grid import as_grid
+from lmn.integrations.part import Part, part_of
+from lmn.submodules import unwrapped
+
+try:
+    from transformers import TrainerCallback
+except ModuleNotFoundError as error:
+    raise LmnError("transformers is not installed; pip install 'lmn[transformers]'.") from error
+
+if TYPE_CHECKING:
+    from lmn.history import History
+
+
+class LmnCallback(TrainerCallback):
+    """Measure a model while a Trainer trains it; see :class:`lmn.Callback`, which has the same parameters.
+
+    Added by :meth:`add_to`, it logs through the trainer: to its log history and to whatever it reports to. Its numbers are also
+    among the metrics of each evaluation, so that ``metric_for_best_model="eval_lmn/lmn"`` and early stopping can go by them.
+    Steps are the trainer's ``global_step``; only the main process measures. With a ``path``, a training that is resumed goes on
+    in the same file.
+
+    Parameters
+    ----------
+    grid, **options
+        As for :class:`lmn.Callback`.
+    part : str or callable, optional
+        What is measured: the name of a submodule of the model, or a function of it. Default: the model.
+
+    Examples
+    --------
+    >>> LmnCallback(tokens, tap="bert.embeddings", path="history.jsonl").add_to(trainer)
+    >>> trainer.train()
+    """
+
+    def __init__(self, grid: Any, *, part: Part = None, **options: Any) -> None:
+        self._grid, self._part, self._options = as_grid(grid), part, options
+        self._given_log = options.pop("log", None)
+        Callback(self._grid, **{name: value for name, value in options.items() if name != "path"})  # that it can be made
+        self._callback: Callback | None = None
+        self._trainer: Any = None
+        self._latest: dict[str, float] = {}
+
+    def add_to(self, trainer: Any) -> LmnCallback:
+        """Add it to a Trainer, ahead of callbacks that look at an evaluation's metrics."""
+        self._trainer = trainer
+        trainer.callback_handler.callbacks.insert(0, self)
+        return self
+
+    @property
+    def history(self) -> History:
+        if self._callback is None:
+            raise LmnError("there is no history before the training begins.")
+        return self._callback.history
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        if self._trainer is None:
+            warnings.warn(
+                "given to Trainer(callbacks=...), lmn's numbers go to state.log_history alone; added by "
+                "LmnCallback(...).add_to(trainer), they go to what the trainer reports to, too.",
+                stacklevel=2,
+            )
+
+        def log(values: dict[str, float], step: int) -> None:
+            self._latest = values
+            if self._trainer is not None:
+                self._trainer.log(values | {"lmn/step": step})
+            else:
+                state.log_history.append(values | {"step": step})
+
+        self._callback = Callback(self._grid, log=log if self._given_log is None else (log, self._given_log), **self._options)
+        self._measure(model, state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self._measure(model, state)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        if metrics is not None:
+            metrics.update({f"eval_{name}": value for name, value in self._latest.items()})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if self._callback is not None:
+            self._callback.close(self._measured(model), state.global_step, **_logged(state))
+
+    def _measured(self, model: Any) -> Any:
+        return part_of(unwrapped(model), self._part)
+
+    def _measure(self, model: Any, state: Any) -> None:
+        if self._callback is not None:
+            self._callback(self._measured(model), state.global_step, **_logged(state))
+
+
+def _logged(state: Any) -> dict[str, float]:
+    """The losses and metrics that the trainer logged last."""
+    own = [row for row in state.log_history if not any(name.startswith("lmn/") for name in row)]
+    found: dict[str, float] = {}
+    for row in own[-2:]:
+        found |= {
+            name: float(value)
+            for name, value in row.items()
+            if name not in ("step", "epoch") and isinstance(value, int | float) and not name.startswith("eval_lmn/")
+        }
+    return found

@@ -1,0 +1,106 @@
+"""Measurements in a file, a JSON line each, of which none is lost when the run dies."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lmn.errors import LmnError
+
+Row = dict[str, Any]
+
+
+class Journal:
+    """A file of rows that is only ever appended to: each row is one write to the operating system, done before it returns.
+
+    A process that is killed leaves whole lines, but for one whose write was cut off, which the next one to open the file
+    removes. One process at a time writes.
+
+    Attributes
+    ----------
+    path : Path
+    rows : list of dict
+        What was in the file when it was opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise LmnError(f"can't write measurements to {self.path}: {error.strerror}; give another path=.") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.rows, whole = _rows_of(self.path)
+            os.truncate(self._file, whole)
+        except BlockingIOError as error:
+            self.close()
+            raise LmnError(f"another callback writes to {self.path}; give each run a path= of its own.") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write a row; what is not a number, a string or a list of such is written as a string, and a NaN as null."""
+        line = (json.dumps({key: plain(value) for key, value in row.items()}, allow_nan=False) + "\n").encode()
+        before = os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, line) != len(line):
+                raise OSError("the disk is full")
+        except OSError:
+            os.truncate(self._file, before)
+            raise
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)  # which lets go of the lock
+            self._file = -1
+
+
+def read(path: str | os.PathLike[str]) -> list[Row]:
+    """The rows of a file that may be being written to.
+
+    Raises
+    ------
+    LmnError
+        A file that can't be read, or has other things in it.
+    """
+    return _rows_of(Path(path))[0]
+
+
+def _rows_of(path: Path) -> tuple[list[Row], int]:
+    """The rows, and how many bytes they are: less than the file has, if it ends in a part of one."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LmnError(f"can't read {path}: {error.strerror}.") from error
+    whole = content.rfind(b"\n") + 1
+    rows = []
+    for number, line in enumerate(content[:whole].splitlines(), 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError("it has no step")
+        except ValueError as error:
+            raise LmnError(f"line {number} of {path} is no measurement ({error}); give another path.") from error
+        rows.append(row)
+    return rows, whole
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it, of a number of any library the number."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    try:
+        number = value if isinstance(value, int) else value.item() if hasattr(value, "item") else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return str(value)
+    return number if isinstance(number, int) or math.isfinite(number) else None

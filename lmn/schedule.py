@@ -1,0 +1,63 @@
+"""When to measure."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmn.errors import LmnError, whole_number
+
+DEFAULT_EVERY = 200
+
+
+@dataclass
+class Schedule:
+    """Every so many steps, or as often as a share of the time allows.
+
+    Attributes
+    ----------
+    every : int or None
+    share : float or None
+        Of the time since the start that measuring may take.
+    spent : float
+        Seconds that it took.
+    """
+
+    every: int | None
+    share: float | None
+    spent: float = 0.0
+    last: float = 0.0
+    began: float = field(default_factory=lambda: time.perf_counter())
+
+    @classmethod
+    def of(cls, every: Any, overhead: Any) -> Schedule:
+        if every is not None and overhead is not None:
+            raise LmnError(f"give every= or overhead=, not both; got every={every!r} and overhead={overhead!r}.")
+        if overhead is None:
+            return cls(whole_number(DEFAULT_EVERY if every is None else every, "every, steps between measurements,", 1), None)
+        number = isinstance(overhead, int | float) and not isinstance(overhead, bool)
+        if not number or not 0 < overhead <= 1:
+            raise LmnError(f"overhead is the share of the time that measuring may take, above 0 and up to 1; got {overhead!r}.")
+        return cls(None, float(overhead))
+
+    def is_due(self, step: int) -> bool:
+        """A measurement is expected to take as long as the last one."""
+        if self.every is not None:
+            return step % self.every == 0
+        assert self.share is not None
+        return self.spent + self.last <= self.share * (self.elapsed + self.last)
+
+    def took(self, seconds: float) -> None:
+        self.spent += seconds
+        self.last = seconds
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.began
+
+    @property
+    def share_so_far(self) -> float:
+        elapsed = self.elapsed
+        return self.spent / elapsed if elapsed > 0 else math.nan

@@ -1,0 +1,573 @@
+"""The callback in training loops: when it measures, what it keeps, and that the training does not notice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import lmn
+from lmn import journal
+
+Loop = Callable[[nn.Module, torch.optim.Optimizer, list[float]], Any]
+OPTIONS: dict[str, Any] = {"m": 5, "metrics": ("lmn",)}
+
+
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(24, 4, generator=generator), torch.randint(0, 3, (24,), generator=generator)
+
+
+def built() -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Dropout draws random numbers in training, BatchNorm has statistics."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.SiLU(), nn.Dropout(0.2), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    )
+    return model, torch.optim.AdamW(model.parameters(), 1e-2)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, *, pause: float = 0.0) -> list[float]:
+    x, y = data()
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        time.sleep(pause)
+    return losses
+
+
+# ---- when ------------------------------------------------------------------------------------------------------------------
+
+
+def test_attached_it_measures_at_the_start_every_so_many_steps_and_at_the_end() -> None:
+    model, optimizer = built()
+    x, _ = data()
+    with lmn.Callback(x, every=5, **OPTIONS).attach(model, optimizer) as callback:
+        train(model, optimizer, 12)
+    assert callback.history["step"].tolist() == [0, 5, 10, 12]
+    assert callback.history["lmn"].between(1, 24).all()
+    assert callback.history["wall_time"].is_monotonic_increasing
+    assert callback.last is not None
+    assert callback.last.lmn == callback.history["lmn"].iloc[-1]
+    train(model, optimizer, 10)  # it lets go of the optimizer
+    assert len(callback.rows) == 4
+
+
+def test_by_hand() -> None:
+    model, optimizer = built()
+    x, _ = data()
+    callback = lmn.Callback(x, every=4, **OPTIONS)
+    measured = []
+    for step in range(10):
+        (loss,) = train(model, optimizer, 1)
+        measured.append(callback(model, step, loss=loss))
+    callback.close()
+    assert [step for step, found in enumerate(measured) if found is not None] == [0, 4, 8]
+    history = callback.history
+    assert history.columns[:3].tolist() == ["step", "wall_time", "lmn"]
+    assert history["loss"].notna().all()
+    assert measured[4].lmn == history["lmn"][1]
+    assert lmn.measure(built()[0], x, **OPTIONS, progress=False).lmn != history["lmn"][1]
+
+
+def test_a_share_of_the_time() -> None:
+    model, optimizer = built()
+    x, _ = data()
+    lmn.measure(model, x, **OPTIONS, progress=False)  # what is loaded once
+    with lmn.Callback(x, overhead=0.5, **OPTIONS).attach(model, optimizer) as callback:
+        train(model, optimizer, 60, pause=0.01)
+        spent, elapsed = callback._schedule.spent, callback._schedule.elapsed
+    assert len(callback.rows) > 2
+    assert spent <= 0.55 * elapsed
+    assert f"{len(callback.rows)} measurements, at most 50% of the time: " in str(callback)
+
+
+def test_no_more_than_a_share_when_measuring_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only measuring and steps move."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def measure(*_args: Any, **_kwargs: Any) -> lmn.Measurement:
+        now[0] += 3.0
+        return lmn.Measurement(n_points=2, path="chain", elapsed=3.0, lmn=1.0)
+
+    monkeypatch.setattr("lmn.callback.measure", measure)
+    callback = lmn.Callback(data()[0], overhead=0.05)
+    shares = []
+    for step in range(2000):
+        callback(nn.Linear(4, 2), step)
+        now[0] += 0.1
+        shares.append(callback._schedule.share_so_far)
+    steps = [row["step"] for row in callback.rows]
+    assert steps[0] == 0
+    assert len(steps) == 3  # 9 s of 209, and a fourth would be 12 of 212
+    assert shares[-1] <= 0.05
+    assert all(share <= 0.05 + 1e-9 for step, share in enumerate(shares) if step > steps[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "every, steps between measurements, must be at least 1; got 0"),
+        ({"every": 3, "overhead": 0.1}, "give every= or overhead=, not both"),
+        ({"overhead": 5}, "above 0 and up to 1; got 5"),
+        ({"overhead": True}, "above 0 and up to 1; got True"),
+        ({"log": 3}, "log is a function of"),
+        ({"colour": "red"}, "there is no option colour"),
+        ({"path": "/proc/none/history.jsonl"}, "can't write measurements to"),
+    ],
+)
+def test_what_can_not_be_meant(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(lmn.LmnError, match=message):
+        lmn.Callback(data()[0], **options)
+
+
+def test_attach_takes_an_optimizer() -> None:
+    with pytest.raises(lmn.LmnError, match="attach takes the optimizer whose steps are counted; got list"):
+        lmn.Callback(data()[0]).attach(nn.Linear(4, 2), [])  # type: ignore[arg-type]
+
+
+# ---- the training does not notice ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("metrics", [("lmn",), ("lmn", "regions", "jacobians", "local_complexity")], ids=len)
+def test_the_losses_are_bit_for_bit_the_same(metrics: tuple[str, ...], asynchronous: bool) -> None:
+    alone = train(*built(), 60)
+    model, optimizer = built()
+    state = torch.get_rng_state()
+    x, _ = data()
+    callback = lmn.Callback(x, every=7, asynchronous=asynchronous, m=5, metrics=metrics).attach(model, optimizer)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert train(model, optimizer, 60) == alone
+    callback.close()
+    assert len(callback.rows) > 3
+    assert all("error" not in row for row in callback.rows)
+    assert model.training
+
+
+def test_asynchronous_measurements_are_of_the_step_that_they_name() -> None:
+    x, _ = data()
+    model, optimizer = built()
+    with lmn.Callback(x, every=1, asynchronous=True, threads=1, **OPTIONS).attach(model, optimizer) as callback:
+        train(model, optimizer, 40, pause=0.005)
+    model, optimizer = built()
+    with lmn.Callback(x, every=1, threads=1, **OPTIONS).attach(model, optimizer) as each:
+        train(model, optimizer, 40)
+    expected = dict(zip(each.history["step"], each.history["lmn"], strict=True))
+    got = dict(zip(callback.history["step"], callback.history["lmn"], strict=True))
+    assert got == {step: expected[step] for step in got}
+    assert {0, 40} <= set(got)
+    assert len(got) > 3
+
+
+def test_what_is_due_while_another_is_measured_is_measured_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmn import callback as module
+
+    measure = module.measure
+    gate: list[bool] = []
+
+    def slow(*args: Any, **kwargs: Any) -> lmn.Measurement:
+        while gate:
+            time.sleep(0.001)
+        return measure(*args, **kwargs)
+
+    monkeypatch.setattr(module, "measure", slow)
+    model, optimizer = built()
+    callback = lmn.Callback(data()[0], every=10, asynchronous=True, **OPTIONS).attach(model, optimizer)
+    gate.append(True)
+    train(model, optimizer, 22)  # 10 is in flight, 20 is due
+    assert callback.history["step"].tolist() == [0]
+    gate.clear()
+    assert callback._in_flight is not None
+    callback._in_flight.result()
+    train(model, optimizer, 1)
+    callback.close()
+    assert callback.history["step"].tolist() == [0, 10, 23]
+
+
+def test_a_model_that_draws_in_evaluation_mode_is_waited_for() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).tanh() + 0 * torch.randn(3)
+
+    def run(callback: lmn.Callback | None) -> list[float]:
+        torch.manual_seed(0)
+        model = Noisy()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        if callback is not None:
+            callback.attach(model, optimizer)
+        losses = train(model, optimizer, 20)
+        return [*losses, float(torch.rand(()))]
+
+    callback = lmn.Callback(data()[0], every=2, asynchronous=True, **OPTIONS)
+    assert run(None) == run(callback)
+    assert callback._in_flight is None
+    assert len(callback.rows) == 11
+
+
+def test_random_numbers_that_a_training_draws_meanwhile_are_not_drawn_again() -> None:
+    """In another thread, NumPy's and Python's generators are left alone, whatever the training does with them."""
+    from lmn.preserve import beside_training, observed, preserved
+
+    model = nn.Linear(3, 2)
+    with beside_training(), preserved(model) as learn:
+        with observed(model) as habits:
+            first = np.random.rand()  # noqa: NPY002 - as by another thread
+            model(torch.zeros(1, 3))
+        learn(habits[0])
+        torch.rand(3)
+    assert not habits[0].draws
+    assert np.random.rand() != first  # noqa: NPY002
+
+
+# ---- nothing is lost ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_a_measurement(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "history.jsonl"
+    model, optimizer = built()
+    losses: list[float] = [float("nan")]
+    callback = lmn.Callback(data()[0], every=5, path=path, extra=lambda: {"train_loss": losses[-1]}, **OPTIONS)
+    callback.attach(model, optimizer)
+    losses += train(model, optimizer, 10)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]  # before it is closed
+    assert [line["step"] for line in lines] == [0, 5, 10]
+    assert lines[0]["train_loss"] is None
+    callback.close()
+    assert journal.read(path) == callback.rows
+
+
+def test_a_run_that_is_resumed_goes_on_in_the_same_file(tmp_path: Path) -> None:
+    path, checkpoint = tmp_path / "history.jsonl", tmp_path / "checkpoint.pt"
+    model, optimizer = built()
+    with lmn.Callback(data()[0], every=5, path=path, **OPTIONS).attach(model, optimizer):
+        train(model, optimizer, 8)
+        torch.save((model.state_dict(), optimizer.state_dict()), checkpoint)
+        train(model, optimizer, 4)
+    with path.open("ab") as file:
+        file.write(b'{"step": 15, "lm')  # a write that was cut off
+    model, optimizer = built()
+    for each, state in zip((model, optimizer), torch.load(checkpoint, weights_only=True), strict=True):
+        each.load_state_dict(state)
+    with (
+        pytest.warns(UserWarning, match="has measurements up to step 12, and the training is at step 8"),
+        lmn.Callback(data()[0], every=5, path=path, **OPTIONS).attach(model, optimizer) as callback,
+    ):
+        train(model, optimizer, 10)
+    steps = [row["step"] for row in journal.read(path)]
+    assert steps == [0, 5, 10, 12, 15, 18]
+    assert callback.history["step"].tolist() == steps
+    assert callback.history["wall_time"].is_monotonic_increasing
+
+
+_TRAINING = """
+import sys
+sys.path[:0] = {path!r}
+import torch
+import lmn
+from test_callback import OPTIONS, built, data
+model, optimizer = built()
+x, y = data()
+callback = lmn.Callback(x, every=1, path={file!r}, asynchronous={asynchronous}, **OPTIONS).attach(model, optimizer)
+step = 0
+while True:
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    step += 1
+    print(step, len(callback.rows), flush=True)
+"""
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_run_that_is_killed_keeps_what_was_measured(asynchronous: bool, tmp_path: Path) -> None:
+    """Killed at a random moment again and again, in one file."""
+    path = tmp_path / "history.jsonl"
+    script = _TRAINING.format(path=[str(Path(__file__).parent)], file=str(path), asynchronous=asynchronous)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    rng = np.random.default_rng(0)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        told = 0
+        for line in process.stdout:
+            told = int(line.split()[1])
+            if told > 3:
+                break
+        time.sleep(rng.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        told = max([told, *(int(line.split()[1]) for line in process.stdout.read().splitlines() if len(line.split()) == 2)])
+    rows = journal.read(path)
+    steps = [row["step"] for row in rows]
+    assert len(rows) >= told
+    assert steps == sorted(set(steps))
+    with lmn.Callback(data()[0], every=1, path=path, **OPTIONS) as callback:  # it is whole, and nobody holds it
+        assert callback.history["step"].tolist() == steps
+
+
+def test_two_runs_do_not_share_a_file(tmp_path: Path) -> None:
+    with (
+        lmn.Callback(data()[0], path=tmp_path / "history.jsonl"),
+        pytest.raises(lmn.LmnError, match="another callback writes to"),
+    ):
+        lmn.Callback(data()[0], path=tmp_path / "history.jsonl")
+
+
+@pytest.mark.parametrize("content", ["epoch,loss\n1,0.5\n", '{"loss": 3}\n', "[1]\n", '{"step": "x"}\n'])
+def test_a_file_of_other_things_is_not_written_to(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text(content)
+    with pytest.raises(lmn.LmnError, match=r"line 1 of .* is no measurement"):
+        lmn.Callback(data()[0], path=path)
+    assert path.read_text() == content
+
+
+def test_a_full_disk_loses_nothing_that_fits_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = built()
+    path = tmp_path / "history.jsonl"
+    callback = lmn.Callback(data()[0], every=1, path=path, **OPTIONS)
+    callback(model, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda _file, line: len(line) // 2)
+        with pytest.warns(UserWarning, match="was not written to"):
+            callback(model, 1)
+    assert [row["step"] for row in journal.read(path)] == [0]
+    callback(model, 2)
+    callback.close()
+    assert [row["step"] for row in journal.read(path)] == [0, 1, 2]
+
+
+# ---- what fails --------------------------------------------------------------------------------------------------------------
+
+
+def diverged() -> nn.Module:
+    model, _ = built()
+    with torch.no_grad():
+        model[0].weight.fill_(float("nan"))
+    return model
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_failing_measurement_is_recorded_and_the_training_goes_on(asynchronous: bool) -> None:
+    model, _ = built()
+    callback = lmn.Callback(data()[0], every=1, asynchronous=asynchronous, **OPTIONS)
+    callback(model, 0)
+    with pytest.warns(UserWarning, match="a measurement failed, and is recorded as such"):  # noqa: PT031
+        callback(diverged(), 1, train_loss=3.5)
+        callback._finish()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is warned of once
+        callback(diverged(), 2)
+        callback._finish()
+    callback(model, 3)
+    callback.close()
+    history = callback.history
+    assert history["step"].tolist() == [0, 1, 2, 3]
+    assert history["error"].str.contains("LmnError: .*not finite").tolist()[1:3] == [True, True]
+    assert history["error"].isna().tolist() == [True, False, False, True]
+    assert history["train_loss"][1] == 3.5
+    assert "; 2 failed" in str(callback)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_strict_lets_it_fail(asynchronous: bool) -> None:
+    model, _ = built()
+    callback = lmn.Callback(data()[0], every=1, asynchronous=asynchronous, strict=True, **OPTIONS)
+    callback(model, 0)
+    with pytest.raises(lmn.LmnError, match="not finite"):  # noqa: PT012 - in flight it is raised when it is waited for
+        callback(diverged(), 1)
+        callback._finish()
+
+
+def test_out_of_memory_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(*_args: Any, **_kwargs: Any) -> lmn.Measurement:
+        raise torch.OutOfMemoryError("it is full")
+
+    monkeypatch.setattr("lmn.callback.measure", measure)
+    callback = lmn.Callback(data()[0], every=1)
+    with pytest.warns(UserWarning, match="it is full"):
+        assert callback(built()[0], 0) is None
+    assert callback.rows[0]["error"] == "OutOfMemoryError: it is full"
+
+
+def test_an_exception_of_the_training_is_not_held_up() -> None:
+    model, optimizer = built()
+    with (  # noqa: PT012
+        pytest.raises(KeyboardInterrupt),
+        lmn.Callback(data()[0], every=5, **OPTIONS).attach(model, optimizer) as callback,
+    ):
+        train(model, optimizer, 7)
+        raise KeyboardInterrupt
+    assert callback.history["step"].tolist() == [0, 5]
+
+
+# ---- kinds of training -------------------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_model() -> None:
+    model, optimizer = built()
+    compiled = torch.compile(model, backend="eager")
+    with lmn.Callback(data()[0], every=5, **OPTIONS).attach(compiled, optimizer) as callback:
+        losses = train(compiled, optimizer, 10)
+    assert losses == train(*built(), 10)
+    assert callback.history["lmn"].notna().all()
+
+
+def test_a_compiled_step() -> None:
+    model, optimizer = built()
+    x, y = data()
+
+    @torch.compile(backend="eager")
+    def step() -> None:
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    with lmn.Callback(x, every=2, **OPTIONS).attach(model, optimizer) as callback:
+        for _ in range(4):
+            step()
+    assert callback.history["step"].tolist() == [0, 2, 4]
+
+
+def test_a_moving_average_of_a_model() -> None:
+    model, optimizer = built()
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    callback = lmn.Callback(data()[0], every=2, **OPTIONS)
+    for step in range(5):
+        train(model, optimizer, 1)
+        average.update_parameters(model)
+        callback(average, step)
+    callback.close()
+    expected = lmn.measure(average.module, data()[0], **OPTIONS, progress=False).lmn
+    assert callback.history["lmn"].iloc[-1] == pytest.approx(expected)
+    assert int(average.n_averaged) == 5
+
+
+_DISTRIBUTED = """
+import os, sys
+sys.path[:0] = {path!r}
+import torch
+from torch.nn.parallel import DistributedDataParallel
+import lmn
+from test_callback import OPTIONS, built, data, train
+torch.distributed.init_process_group("gloo", init_method={init!r}, rank=int(sys.argv[1]), world_size=2)
+model, _ = built()
+model = DistributedDataParallel(model)
+optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+with lmn.Callback(data()[0], every=5, path={file!r}, **OPTIONS).attach(model, optimizer) as callback:
+    train(model, optimizer, 10)
+print(len(callback.rows))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_of_several_ranks_the_first_measures(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    script = _DISTRIBUTED.format(path=[str(Path(__file__).parent)], init=f"file://{tmp_path}/rendezvous", file=str(path))
+    command = [sys.executable, "-c", script]
+    ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(2)]
+    assert [int(rank.communicate(timeout=120)[0]) for rank in ranks] == [3, 0]
+    assert [row["step"] for row in journal.read(path)] == [0, 5, 10]
+
+
+class Asks(torch.utils.data.Dataset[Tensor]):
+    """A data set that has a callback, as a LightningModule's might: its workers are copies of the process."""
+
+    def __init__(self, callback: lmn.Callback, model: nn.Module) -> None:
+        self.callback, self.model = callback, model
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        assert self.callback(self.model, 100 + index) is None
+        self.callback.close()
+        return torch.zeros(1)
+
+
+def test_worker_processes_of_data_loaders_do_not_measure(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    model, _ = built()
+    callback = lmn.Callback(data()[0], every=1, path=path, **OPTIONS)
+    callback(model, 0)
+    list(torch.utils.data.DataLoader(Asks(callback, model), num_workers=2, multiprocessing_context="fork"))
+    callback(model, 1)
+    callback.close()
+    assert [row["step"] for row in journal.read(path)] == [0, 1]
+
+
+# ---- loggers -----------------------------------------------------------------------------------------------------------------
+
+
+def logged(log: Any) -> lmn.Callback:
+    model, optimizer = built()
+    with lmn.Callback(data()[0], every=5, log=log, extra=lambda: {"loss": 1.0}, **OPTIONS).attach(model, optimizer) as callback:
+        train(model, optimizer, 10)
+    return callback
+
+
+def test_a_function_is_called_once_a_measurement() -> None:
+    told: list[tuple[int, dict[str, float]]] = []
+    callback = logged([lambda values, step: told.append((step, values)), None])
+    assert [step for step, _ in told] == [0, 5, 10]
+    assert set(told[0][1]) == {"lmn/lmn", "lmn/nonlinear_complexity", "lmn/n_redone", "lmn/elapsed"}
+    assert [values["lmn/lmn"] for _, values in told] == callback.history["lmn"].tolist()
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        callback = logged(writer)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    scalars = events.Scalars("lmn/lmn")
+    assert [event.step for event in scalars] == [0, 5, 10]
+    np.testing.assert_allclose([event.value for event in scalars], callback.history["lmn"], rtol=1e-6)
+
+
+def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with wandb.init(mode="offline", dir=tmp_path, project="lmn") as run:
+        model, optimizer = built()
+        callback = lmn.Callback(data()[0], every=5, log=run, **OPTIONS).attach(model, optimizer)
+        for step in range(1, 11):
+            run.log({"loss": train(model, optimizer, 1)[0]}, step=step)
+        callback.close()
+        run.log({"loss": 0.0})
+        assert run.summary["lmn/lmn"] == callback.history["lmn"].iloc[-1]
+        assert run.summary["lmn/step"] == 10
+        assert run.step >= 10
+
+
+def test_frames_are_written(tmp_path: Path) -> None:
+    import pandas as pd
+
+    history = logged(None).history
+    history.to_csv(tmp_path / "history.csv", index=False)
+    history.to_parquet(tmp_path / "history.parquet")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), pd.DataFrame(history))
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "history.parquet"), pd.DataFrame(history))
+    assert type(history[history["step"] > 0]) is type(history)

@@ -1,0 +1,161 @@
+"""Measuring in real, short Lightning trainings."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from test_callback import OPTIONS, data
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+import lmn
+from lmn import journal
+from lmn.integrations.lightning import LmnCallback
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Module(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Dropout(0.1), nn.Linear(16, 3))
+        self.losses: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, _index: int) -> Tensor:
+        x, y = batch
+        loss = functional.cross_entropy(self(x), y)
+        self.log("train_loss", loss)
+        self.losses.append(loss.item())
+        return loss
+
+    def validation_step(self, batch: Any, _index: int) -> None:
+        self.log("val_loss", functional.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), 1e-2)
+
+
+def trainer(tmp_path: Path, *callbacks: Any, epochs: int = 3, **options: Any) -> pl.Trainer:
+    given = {"logger": False, "enable_checkpointing": False} | options
+    return pl.Trainer(
+        max_epochs=epochs, accelerator="cpu", callbacks=list(callbacks), default_root_dir=tmp_path, enable_progress_bar=False,
+        enable_model_summary=False, **given,
+    )  # fmt: skip
+
+
+def fit(made: pl.Trainer, module: Module, **options: Any) -> None:
+    """Six steps an epoch."""
+    torch.manual_seed(0)
+    loader = DataLoader(TensorDataset(*data()), batch_size=4)
+    made.fit(module, loader, loader, **options)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_training_with_it_is_the_training_without(asynchronous: bool, tmp_path: Path) -> None:
+    alone, measured = Module(), Module()
+    fit(trainer(tmp_path), alone)
+    callback = LmnCallback(data()[0], every=4, asynchronous=asynchronous, **OPTIONS)
+    fit(trainer(tmp_path, callback), measured)
+    assert measured.losses == alone.losses
+    steps = callback.history["step"].tolist()
+    assert steps == [0, 4, 8, 12, 16, 18] or asynchronous
+    assert (steps[0], steps[-1]) == (0, 18)
+
+
+def test_it_logs_to_all_loggers_and_keeps_what_the_module_logs(tmp_path: Path) -> None:
+    callback = LmnCallback(data()[0], every=6, **OPTIONS)
+    loggers = [CSVLogger(tmp_path, "a"), CSVLogger(tmp_path, "b")]
+    made = trainer(tmp_path, callback, logger=loggers, log_every_n_steps=1)
+    fit(made, Module())
+    for logger in loggers:
+        rows = [row for row in (Path(logger.log_dir) / "metrics.csv").read_text().splitlines() if row]
+        place = rows[0].split(",").index("lmn/lmn")
+        assert len([row for row in rows[1:] if row.split(",")[place]]) == 4
+    history = callback.history
+    assert float(made.callback_metrics["lmn/lmn"]) == pytest.approx(history["lmn"].iloc[-1])
+    assert history["train_loss"].notna().tolist() == [False, True, True, True]
+    assert history["val_loss"].notna().iloc[-1]
+
+
+def test_a_part_of_the_module(tmp_path: Path) -> None:
+    told: list[int] = []
+    for part in ("net", lambda module: module.net):
+        module = Module()
+        callback = LmnCallback(data()[0], part=part, tap="0", every=6, log=lambda _values, step: told.append(step), **OPTIONS)
+        fit(trainer(tmp_path, callback, epochs=1), module)
+        expected = lmn.measure(module.net, data()[0], tap="0", progress=False, **OPTIONS).lmn
+        assert callback.history["lmn"].iloc[-1] == pytest.approx(expected)
+    assert told == [0, 6, 0, 6]
+    with pytest.raises(lmn.LmnError, match="Module has no submodule 'nett' to measure; there are: 'net'"):
+        fit(trainer(tmp_path, LmnCallback(data()[0], part="nett")), Module())
+
+
+def test_early_stopping_and_checkpoints_go_by_the_linear_mapping_number(tmp_path: Path) -> None:
+    callback = LmnCallback(data()[0], every=2, **OPTIONS)
+    stopping = EarlyStopping("lmn/lmn", mode="max", divergence_threshold=None, stopping_threshold=1.0, patience=100)
+    best = ModelCheckpoint(tmp_path, monitor="lmn/lmn", mode="max", filename="best")
+    made = trainer(tmp_path, stopping, best, callback, epochs=50, enable_checkpointing=True)
+    fit(made, Module())
+    assert made.current_epoch < 3
+    assert stopping.stopped_epoch == 0
+    assert "lmn/lmn = " in (stopping.stopping_reason_message or "lmn/lmn = ")
+    assert float(best.best_model_score) == pytest.approx(callback.history["lmn"].iloc[-1])
+
+
+def test_it_is_resumed_with_its_history(tmp_path: Path) -> None:
+    callback, path = LmnCallback(data()[0], every=4, **OPTIONS), tmp_path / "history.jsonl"
+    made = trainer(tmp_path, callback, epochs=1)
+    fit(made, Module())
+    made.save_checkpoint(tmp_path / "last.ckpt")
+    assert callback.history["step"].tolist() == [0, 4, 6]
+    resumed = LmnCallback(data()[0], every=4, **OPTIONS)
+    fit(trainer(tmp_path, resumed, epochs=2), Module(), ckpt_path=tmp_path / "last.ckpt")
+    assert resumed.history["step"].tolist() == [0, 4, 6, 8, 12]
+    for epochs in (1, 2):
+        again = LmnCallback(data()[0], every=4, path=path, **OPTIONS)
+        checkpoint = None if epochs == 1 else tmp_path / "last.ckpt"
+        fit(trainer(tmp_path, again, epochs=epochs), Module(), ckpt_path=checkpoint)
+    assert [row["step"] for row in journal.read(path)] == [0, 4, 6, 8, 12]
+
+
+def test_a_diverged_training_goes_on(tmp_path: Path) -> None:
+    class Diverges(Module):
+        def on_train_batch_start(self, _batch: Any, index: int) -> None:
+            if index == 3:
+                with torch.no_grad():
+                    self.net[0].weight.fill_(float("nan"))
+
+    callback = LmnCallback(data()[0], every=2, **OPTIONS)
+    fit(trainer(tmp_path, callback, epochs=1), Diverges())
+    assert callback.history["error"].notna().tolist() == [False, False, True, True]
+
+
+_OTHER_NAME = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import torch
+import {imported} as pl
+from lmn.integrations.lightning import LmnCallback
+print(json.dumps([issubclass(LmnCallback, pl.Callback), LmnCallback.__mro__[1].__module__]))
+"""
+
+
+@pytest.mark.parametrize("imported", ["pytorch_lightning", "lightning.pytorch"])
+def test_it_is_built_on_the_library_that_was_imported(imported: str) -> None:
+    script = _OTHER_NAME.format(imported=imported)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    is_one, module = json.loads(done.stdout.splitlines()[-1])
+    assert is_one
+    assert module.startswith(imported)

@@ -1,0 +1,118 @@
+"""Measuring in real, short trainings by Hugging Face's Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from transformers import BertConfig, BertForSequenceClassification, EarlyStoppingCallback, Trainer, TrainingArguments
+
+import lmn
+from lmn import journal
+from lmn.integrations.transformers import LmnCallback
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+OPTIONS: dict[str, Any] = {"tap": "bert.embeddings", "m": 4, "metrics": ("lmn",)}
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(0, 20, (6, 5), generator=torch.Generator().manual_seed(1))
+
+
+def rows() -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randint(0, 20, (16, 5), generator=generator)
+    return [{"input_ids": row, "labels": row[0] % 2} for row in inputs]
+
+
+def built(tmp_path: Path, *callbacks: Any, steps: int = 8, **options: Any) -> Trainer:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=8, attn_implementation="eager",
+    )  # fmt: skip
+    given = {"report_to": [], "save_strategy": "no", "logging_steps": 2} | options
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=steps, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True, disable_tqdm=True,
+        seed=0, **given,
+    )  # fmt: skip
+    model = BertForSequenceClassification(config)
+    return Trainer(model, arguments, train_dataset=rows(), eval_dataset=rows()[:8], callbacks=list(callbacks))
+
+
+def losses(trainer: Trainer) -> list[float]:
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_training_with_it_is_the_training_without(asynchronous: bool, tmp_path: Path) -> None:
+    alone = built(tmp_path)
+    alone.train()
+    measured = built(tmp_path)
+    callback = LmnCallback(tokens(), every=3, asynchronous=asynchronous, **OPTIONS).add_to(measured)
+    measured.train()
+    assert losses(measured) == losses(alone)
+    history = callback.history
+    assert history["step"].tolist() == [0, 3, 6, 8] or asynchronous
+    assert history["lmn"].between(1, 6).all()
+    assert history["loss"].iloc[-1] in losses(alone)
+    told = {row["lmn/step"]: row["lmn/lmn"] for row in measured.state.log_history if "lmn/lmn" in row}
+    assert told == dict(zip(history["step"], history["lmn"], strict=True))
+
+
+def test_given_to_the_trainer_it_logs_to_the_history_alone(tmp_path: Path) -> None:
+    callback = LmnCallback(tokens(), every=4, **OPTIONS)
+    trainer = built(tmp_path, callback)
+    with pytest.warns(UserWarning, match=r"LmnCallback\(...\).add_to\(trainer\)"):
+        trainer.train()
+    assert [row["step"] for row in trainer.state.log_history if "lmn/lmn" in row] == [0, 4, 8]
+
+
+def test_what_the_trainer_reports_to_is_told(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from transformers.integrations import TensorBoardCallback
+
+    folder = tmp_path / "board"
+    trainer = built(tmp_path, TensorBoardCallback(SummaryWriter(str(folder))))
+    callback = LmnCallback(tokens(), every=4, **OPTIONS).add_to(trainer)
+    trainer.train()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    (name,) = [tag for tag in events.Tags()["scalars"] if tag.endswith("lmn/lmn")]
+    assert [event.step for event in events.Scalars(name)] == callback.history["step"].tolist()
+
+
+def test_early_stopping_goes_by_the_linear_mapping_number(tmp_path: Path) -> None:
+    options = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "eval_lmn/lmn", "greater_is_better": True}
+    trainer = built(tmp_path, EarlyStoppingCallback(1, 1e9), steps=40, **options, load_best_model_at_end=False)
+    LmnCallback(tokens(), every=2, **OPTIONS).add_to(trainer)
+    trainer.train()
+    assert trainer.state.global_step < 10
+    assert trainer.state.best_metric is not None
+    assert trainer.state.best_metric > 1
+
+
+def test_it_is_resumed_in_the_same_file(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    first = built(tmp_path, steps=4, save_strategy="steps", save_steps=4)
+    LmnCallback(tokens(), every=3, path=path, **OPTIONS).add_to(first)
+    first.train()
+    second = built(tmp_path, steps=8)
+    callback = LmnCallback(tokens(), every=3, path=path, **OPTIONS).add_to(second)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert [row["step"] for row in journal.read(path)] == [0, 3, 4, 6, 8]
+    assert callback.history["step"].tolist() == [0, 3, 4, 6, 8]
+
+
+def test_a_part_of_the_model(tmp_path: Path) -> None:
+    trainer = built(tmp_path, steps=2)
+    callback = LmnCallback(torch.randn(9, 8), part="classifier", every=2, m=4).add_to(trainer)
+    trainer.train()
+    assert callback.history["lmn"].tolist() == pytest.approx([1.0, 1.0])  # it is affine
+
+
+def test_there_is_no_history_before_the_training() -> None:
+    with pytest.raises(lmn.LmnError, match="there is no history before the training begins"):
+        _ = LmnCallback(tokens(), **OPTIONS).history
