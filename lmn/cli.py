@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -134,6 +134,34 @@ def regions(
         if plot is not None:
             saved(found.plot(fill), plot)
             print(f"Drawn into {plot}.")
+
+
+_HISTORY = typer.Argument(help="A file that lmn.Callback(path=...) writes.", metavar="HISTORY.jsonl")
+
+
+@app.command()
+def watch(
+    history: Annotated[Path, _HISTORY],
+    once: Annotated[bool, typer.Option("--once", help="Show what is there, and don't wait for more.")] = False,
+) -> None:
+    """Show a run's measurements in the terminal as they come, each number with its course; Ctrl-C ends it."""
+    from lmn.watch import watch as show
+
+    with _errors_in_one_line(), suppress(KeyboardInterrupt):
+        show(history, once=once)
+
+
+@app.command()
+def report(
+    history: Annotated[Path, _HISTORY],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
+) -> None:
+    """Write a run's measurements as one page of HTML that needs nothing else: figures, a summary, and all the numbers."""
+    with _errors_in_one_line():
+        from lmn.report import report as write
+
+        write(history, out)
+        print(f"Written to {out}.")
 
 
 @app.command()

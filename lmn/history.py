@@ -28,7 +28,7 @@ class History(pd.DataFrame):
         return cls(list(rows), columns=names)
 
     def plot(self, *args: Any, **kwargs: Any) -> Any:
-        """The numbers over the steps; see :func:`lmn.history_plots.curves`."""
-        from lmn.history_plots import curves
+        """The numbers over the steps; see :func:`lmn.curves.curves`."""
+        from lmn.curves import curves
 
         return curves(self, *args, **kwargs)

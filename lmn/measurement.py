@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lmn.errors import LmnError
 from lmn.jacobian_statistics import JacobianStatistics
 from lmn.local_complexity import LocalComplexity
+from lmn.matrices import clustered, draw_matrix, draw_spectrum, lowest_shown
 from lmn.partition import Regions
+from lmn.plots import matplotlib_pyplot
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,25 @@ class Measurement:
         for part in self._parts:
             found |= part.to_dict()
         return found
+
+    def plot(self) -> Any:
+        """Draw the connectivity, its rows ordered by clusters, beside its spectrum; measure with ``connectivity=True``.
+
+        Returns
+        -------
+        matplotlib Figure
+        """
+        if self.connectivity is None or self.eigenvalues is None:
+            raise LmnError("the measurement has no connectivity to draw; measure with connectivity=True.")
+        plt = matplotlib_pyplot()
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.9), layout="constrained", width_ratios=(1.15, 1))
+        matrix = self.connectivity.cpu().numpy()
+        image = draw_matrix(left, matrix, clustered(matrix), lowest_shown([matrix]), f"linear connectivity, LMN {self.lmn:.1f}")
+        figure.colorbar(image, ax=left, extend="min")
+        left.set(xlabel="sample, by clusters", ylabel="sample, by clusters")
+        draw_spectrum(right, self.eigenvalues)
+        right.set_title(f"its eigenvalues, of entropy {self.nonlinear_complexity:.2f} bits", fontsize="medium")
+        return figure
 
     @property
     def _parts(self) -> list[Regions | JacobianStatistics | LocalComplexity]:

@@ -37,6 +37,7 @@ def draw(
     boundary: bool = True,
     axis: int = 2,
     at: float | None = None,
+    limits: Sequence[float] | None = None,
     ax: Any = None,
 ) -> Any:
     """Draw the partition of a line, a plane or a box; three dimensions as a slice.
@@ -55,6 +56,8 @@ def draw(
         Draw where the output is zero, or where the largest output changes.
     axis, at : int and float
         Of a box in three dimensions, the axis that the slice is perpendicular to, and where (default: its middle).
+    limits : (low, high), optional
+        What the ends of the colours stand for. Default: all but the extremes of the regions.
     ax : matplotlib Axes, optional
         Where to draw; default: a new figure.
 
@@ -67,7 +70,7 @@ def draw(
     LmnError
         matplotlib is not installed, an unknown fill, output or axis.
     """
-    plt = _matplotlib()
+    plt = matplotlib_pyplot()
     check_fill(fill)
     n_out = regions.linear_maps.A.shape[1]
     if output is not None and whole_number(output, "output, counted from 0,", 0) >= n_out:
@@ -80,7 +83,7 @@ def draw(
     if regions.domain.n_axes == _SLICED:
         shown, values = _draw_slice(ax, regions, fill, output, boundary, axis, at)
     else:
-        cells, values = _by_class(regions) if classes else (regions.vertices, _values(regions, fill, output))
+        cells, values = _by_class(regions) if classes else (regions.vertices, quantity(regions, fill, output))
         draw_cells = _draw_line if regions.domain.n_axes == 1 else _draw_polygons
         shown = draw_cells(ax, regions, cells, values, output, boundary)
     label = "largest output" if classes else FILLS[fill]
@@ -95,7 +98,7 @@ def draw(
         if fill == "layer" and few:
             bar.set_ticklabels(["none" if number < 0 else regions.layers[int(number)] for number in numbers])
     else:  # a few extremes would take the contrast from all others
-        shown.set_clim(*np.quantile(values, (0.005, 0.995)))
+        shown.set_clim(*(np.quantile(values, (0.005, 0.995)) if limits is None else limits))
         ax.figure.colorbar(shown, ax=ax, label=label, extend="both")
     if regions.domain.n_axes < _SLICED:
         ax.set_title(f"{regions.count:,} activation regions")
@@ -109,7 +112,7 @@ def check_fill(fill: str) -> None:
 
 def check_picture(path: Path) -> None:
     """Raise for a file that a picture can't be written into, before there is one."""
-    plt = _matplotlib()
+    plt = matplotlib_pyplot()
     figure = plt.figure()
     kinds = figure.canvas.get_supported_filetypes()
     plt.close(figure)
@@ -119,7 +122,7 @@ def check_picture(path: Path) -> None:
         raise LmnError(f"can't write {path}: there is no folder {path.absolute().parent} that can be written to.")
 
 
-def _matplotlib() -> Any:
+def matplotlib_pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
@@ -127,7 +130,7 @@ def _matplotlib() -> Any:
     return plt
 
 
-def _values(regions: ExactRegions, fill: str, output: int | None) -> Array:
+def quantity(regions: ExactRegions, fill: str, output: int | None = None) -> Array:
     """The quantity that a region's colour tells, shape (count,)."""
     a, c = regions.linear_maps
     if fill == "norm":
@@ -310,7 +313,7 @@ def _draw_slice(
         several = output is None and y.shape[2] > 1
         image = y.argmax(axis=2).astype(float) if several else y[..., output or 0]
     else:
-        image = _values(regions, fill, output)[labels]
+        image = quantity(regions, fill, output)[labels]
     p, q = (other for other in range(3) if other != axis)
     extent = (domain.low[p], domain.high[p], domain.low[q], domain.high[q])
     shown = ax.imshow(image.T, origin="lower", extent=extent, interpolation="nearest")

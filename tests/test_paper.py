@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import lmn
+from lmn import matrices
 from lmn.cli import app
 from lmn.paper import TaskName, analysis, figures
 from lmn.paper.analysis import Phase
@@ -179,7 +180,7 @@ def test_the_summary_names_the_turns_after_the_peak() -> None:
 def test_clusters_stand_together_larger_first() -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), range(3, 13)))
     affinity = 0.5 + 0.5 * (labels[:, None] == labels)
-    order = figures.clustered(affinity)
+    order = matrices.clustered(affinity)
     assert labels[order].tolist() == np.repeat(np.arange(9, -1, -1), range(12, 2, -1)).tolist()
 
 

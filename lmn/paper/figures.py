@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from lmn.errors import LmnError
+from lmn.matrices import clustered, draw_matrix, draw_spectrum, lowest_shown
 from lmn.paper.analysis import Phase, maps_correlation, phases, underflowed
-from lmn.paper.train import Run, Snapshot
+from lmn.paper.train import Run
 
 Array = np.ndarray[Any, Any]
 
-_N_CLUSTERS = 10
 _LMN_COLOUR, _L2_COLOUR, _ACCURACY_COLOUR, _MAPS_COLOUR = "#e8432f", "#6a9a6a", "#1313d6", "#0b7a75"
 _PHASE_COLOURS = {Phase.MEMORISING: "#666666", Phase.GENERALISING: "#ff8c0a", Phase.FINALISING: "#b800b8"}
 _DPI = 150
@@ -76,12 +76,12 @@ def connectivities(run: Run, path: Path) -> None:
     n = len(run.snapshots)
     with _written(path, (4.2 * n, 7)) as figure:
         orders = [clustered(snapshot.connectivity) for snapshot in run.snapshots]
-        # One scale for all, to compare by; a few pairs lie far below, and would take the contrast from the others.
-        low = min(float(np.quantile(snapshot.connectivity, 0.005)) for snapshot in run.snapshots)
+        low = lowest_shown([snapshot.connectivity for snapshot in run.snapshots])
         panels = figure.subplots(2, n, squeeze=False, sharey="row", height_ratios=(1.3, 1))
         for snapshot, order, above, below in zip(run.snapshots, orders, *panels, strict=True):
-            image = _draw_matrix(above, snapshot, order, low)
-            _draw_spectrum(below, snapshot)
+            title = f"{snapshot.name}\nstep {snapshot.step}, LMN {snapshot.lmn:.1f}"
+            image = draw_matrix(above, snapshot.connectivity, order, low, title)
+            draw_spectrum(below, snapshot.eigenvalues)
         figure.colorbar(image, ax=list(panels[0]), extend="min", shrink=0.85)
         panels[0, 0].set_ylabel("training sample, by this panel's clusters")
         panels[1, 0].set_ylabel("eigenvalue")
@@ -100,26 +100,6 @@ def _written(path: Path, size: tuple[float, float]) -> Iterator[Any]:
         FigureCanvasAgg(figure)
         yield figure
         figure.savefig(path, dpi=_DPI)
-
-
-def clustered(connectivity: Array) -> Array:
-    """An order of samples in which those of a cluster stand together, by spectral clustering into 10, larger clusters first.
-
-    Parameters
-    ----------
-    connectivity : ndarray of shape (n_points, n_points)
-        The affinities.
-
-    Returns
-    -------
-    ndarray of shape (n_points,), int64
-    """
-    from sklearn.cluster import SpectralClustering
-
-    clusters = min(_N_CLUSTERS, len(connectivity))
-    labels = SpectralClustering(clusters, affinity="precomputed", random_state=0).fit_predict(connectivity)
-    sizes = np.bincount(labels)
-    return np.lexsort((labels, -sizes[labels]))
 
 
 def _draw_curves(axes: Any, run: Run) -> None:
@@ -160,18 +140,3 @@ def _draw_loss(axes: Any, run: Run, column: str, label: str, colour: str) -> Non
     _scatter_phases(axes, run, run.column(column), run.column("test_loss"))
     axes.set_xlabel(label, color=colour)
     axes.ticklabel_format(useOffset=False)
-
-
-def _draw_matrix(axes: Any, snapshot: Snapshot, order: Array, low: float) -> Any:
-    matrix = snapshot.connectivity[np.ix_(order, order)]
-    image = axes.imshow(matrix, vmin=low, vmax=1, cmap="magma", interpolation="nearest")
-    axes.set_title(f"{snapshot.name}\nstep {snapshot.step}, LMN {snapshot.lmn:.1f}", fontsize="medium")
-    axes.tick_params(labelsize="small")
-    return image
-
-
-def _draw_spectrum(axes: Any, snapshot: Snapshot) -> None:
-    axes.plot(np.arange(1, len(snapshot.eigenvalues) + 1), snapshot.eigenvalues, ".", markersize=3)
-    axes.set_yscale("symlog", linthresh=0.1)
-    axes.set_xlabel("rank")
-    axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)

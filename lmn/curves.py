@@ -1,0 +1,188 @@
+"""A training's history as curves: complexity, losses and accuracies over the steps, phases shaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lmn.domain import Array
+from lmn.errors import LmnError
+from lmn.journal import Row
+from lmn.plots import matplotlib_pyplot
+
+if TYPE_CHECKING:
+    from lmn.history import History
+
+COLOURS = ("#e8432f", "#1313d6", "#0b7a75", "#ff8c0a", "#b800b8", "#6a9a6a", "#666666")
+# Backgrounds of a training's phases, by training and test accuracy.
+_PHASES = (("memorising", "#f2f2f2"), ("generalising", "#fff1dc"), ("finalising", "#f7e6f7"))
+_DECADES = 1.5  # that values must span for a logarithmic axis
+_HEIGHT, _WIDTH = 1.9, 8.0  # inches of a panel
+_OWN = {"step", "wall_time", "elapsed", "error", "n_points", "n_sampled", "m", "n_redone", "epoch"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Columns that are drawn together.
+
+    Attributes
+    ----------
+    label : str
+    columns : tuple of str
+    """
+
+    label: str
+    columns: tuple[str, ...]
+
+
+_GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("LMN", lambda name: name == "lmn"),
+    ("nonlinear complexity (bits)", lambda name: name == "nonlinear_complexity"),
+    ("activation regions", lambda name: name in ("exact_regions", "observed_regions", "observed_regions_lower_bound")),
+    ("linear maps", lambda name: name == "linear_maps"),
+    ("effective linear maps", lambda name: name == "effective_linear_maps"),
+    ("norm of the Jacobians", lambda name: name.startswith("jacobian_") and name.endswith("norm")),
+    ("effective rank", lambda name: name == "jacobian_effective_rank"),
+    ("local complexity", lambda name: name == "local_complexity"),
+    ("loss", lambda name: "loss" in name.lower() or "entropy" in name.lower()),
+    ("accuracy", lambda name: "acc" in name.lower()),
+)
+_QUIET = ("_after_layer_", "_coverage", "_limited_by_points", "local_complexity_layer_")  # detail, and what is in no unit
+
+
+def panels_of(columns: Sequence[str]) -> list[Panel]:
+    """The numbers of a history in groups of one unit; what is in none of them, each by itself."""
+    left = [name for name in columns if name not in _OWN and not any(part in name for part in _QUIET)]
+    if "lmn" in left and "nonlinear_complexity" in left:
+        left.remove("nonlinear_complexity")  # its logarithm
+    panels = []
+    for label, belongs in _GROUPS:
+        members = tuple(name for name in left if belongs(name))
+        left = [name for name in left if name not in members]
+        panels += [Panel(label, members)] if members else []
+    return panels + [Panel(name.replace("_", " "), (name,)) for name in left]
+
+
+def curves(
+    history: History | Sequence[Row], *, columns: Sequence[str] | None = None, log_steps: bool = False, title: str = ""
+) -> Any:
+    """Draw a history over the steps: a panel for each kind of number, the axes of what spans decades logarithmic.
+
+    Where there are training and test accuracies, the phases are shaded: memorising until the training accuracy is first 1,
+    generalising until the test accuracy is, finalising after. A grey line marks a measurement that failed.
+
+    Parameters
+    ----------
+    history : History or sequence of dict
+    columns : sequence of str, optional
+        Which to draw. Default: all that change or are known.
+    log_steps : bool
+        A logarithmic axis of steps; step 0 is left of it.
+    title : str
+
+    Returns
+    -------
+    matplotlib Figure
+
+    Raises
+    ------
+    LmnError
+        matplotlib is not installed; nothing to draw; a column that is not there.
+    """
+    rows = list(history) if not hasattr(history, "to_dict") else history.to_dict("records")
+    plt = matplotlib_pyplot()
+    table = table_of(rows)
+    absent = [name for name in columns or () if name not in table]
+    if absent:
+        raise LmnError(f"the history has no column {', '.join(absent)} of numbers; it has {', '.join(table)}.")
+    panels = panels_of([name for name in table if columns is None or name in columns])
+    if not panels:
+        raise LmnError("there is nothing to draw: the history has no measurement that succeeded.")
+    steps = table["step"]
+    figure, axes = plt.subplots(
+        len(panels), 1, sharex=True, squeeze=False, figsize=(_WIDTH, 0.7 + _HEIGHT * len(panels)), layout="constrained"
+    )
+    for number, (panel, ax) in enumerate(zip(panels, axes[:, 0], strict=True)):
+        _draw(ax, panel, steps, table)
+        _shade(ax, table, labelled=number == 0)
+        for row in rows:
+            if isinstance(row.get("error"), str):
+                ax.axvline(row["step"], color="#999999", linewidth=0.8, linestyle=":")
+    last = axes[-1, 0]
+    last.set_xlabel("training step")
+    if log_steps:
+        last.set_xscale("symlog", linthresh=max(1, min((s for s in steps if s > 0), default=1)))
+    if steps.max() > steps.min():
+        last.set_xlim(steps.min(), steps.max())
+    figure.align_ylabels()
+    figure.suptitle(title)
+    return figure
+
+
+def table_of(rows: Sequence[Row]) -> dict[str, Array]:
+    """The columns that have numbers, (n_rows,), float64, NaN where there is none."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    table = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        numbers = [float(v) if isinstance(v, int | float) and not isinstance(v, bool) else np.nan for v in values]
+        if np.isfinite(numbers).any():
+            table[name] = np.array(numbers)
+    return table
+
+
+def _draw(ax: Any, panel: Panel, steps: Array, table: dict[str, Array]) -> None:
+    for name, colour in zip(panel.columns, COLOURS * len(panel.columns), strict=False):
+        values = table[name]
+        there = np.isfinite(values)
+        marker = "o" if there.sum() < 40 else ""
+        style = "--" if "train" in name and len(panel.columns) > 1 else "-"
+        ax.plot(steps[there], values[there], style, marker=marker, markersize=2.5, color=colour, label=name.replace("_", " "))
+    ax.set_ylabel(panel.label)
+    if len(panel.columns) > 1:
+        ax.legend(loc="best", fontsize="small", frameon=False)
+    values = np.concatenate([table[name] for name in panel.columns])
+    values = values[np.isfinite(values)]
+    if panel.label == "accuracy":
+        ax.set_ylim(0, 1.05 if values.max() <= 1 else 1.05 * values.max())
+    elif values.min() > 0 and np.log10(values.max() / values.min()) > _DECADES:
+        ax.set_yscale("log")
+    elif values.min() >= 0:
+        ax.set_ylim(0, 1.08 * values.max() if values.max() > 0 else 1)
+    ax.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _shade(ax: Any, table: dict[str, Array], *, labelled: bool) -> None:
+    """The phases, where accuracies tell them."""
+    train = _accuracy(table, ("train",))
+    test = _accuracy(table, ("test", "val", "eval"))
+    if train is None or test is None:
+        return
+    steps = table["step"]
+    memorised, generalised = _first_full(train), _first_full(test)
+    ends = [steps[0], *(steps[at] if at is not None else steps[-1] for at in (memorised, generalised)), steps[-1]]
+    ends[2] = max(ends[1], ends[2])
+    for (name, colour), begin, end in zip(_PHASES, ends, ends[1:], strict=False):
+        if end > begin:
+            ax.axvspan(begin, end, color=colour, zorder=0, linewidth=0)
+            wide = (end - begin) / max(steps[-1] - steps[0], 1) > 0.12
+            if labelled and wide:
+                ax.annotate(
+                    name, ((begin + end) / 2, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize="small",
+                    color="#555555",
+                )  # fmt: skip
+
+
+def _accuracy(table: dict[str, Array], kinds: Sequence[str]) -> Array | None:
+    names = [name for name in table if "acc" in name.lower() and any(kind in name.lower() for kind in kinds)]
+    return table[names[0]] if names else None
+
+
+def _first_full(accuracy: Array) -> int | None:
+    full = 100.0 if np.nanmax(accuracy) > 1 else 1.0
+    at = np.flatnonzero(accuracy >= full)
+    return int(at[0]) if len(at) else None

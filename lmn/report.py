@@ -1,0 +1,98 @@
+"""A run's measurements as one page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lmn import __version__
+from lmn.curves import curves, panels_of, table_of
+from lmn.errors import LmnError
+from lmn.journal import Row, read
+from lmn.plots import matplotlib_pyplot
+from lmn.watch import sparkline
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { color: #222; background: #fff; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; } th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #e5e5e5; }
+th { font-weight: 600; } th:first-child, td:first-child { text-align: left; } .rows { overflow-x: auto; }
+.course { font-family: monospace; text-align: left; color: #b3261e; } .failed { color: #a15c00; } .quiet { color: #777; }
+"""
+
+
+def report(path: Path, to: Path) -> None:
+    """Write the figures and the numbers of a file of measurements into one page of HTML.
+
+    Raises
+    ------
+    LmnError
+        A file that can't be read or written, or that has no measurement that succeeded; matplotlib is not installed.
+    """
+    rows = read(path)
+    page = page_of(path.name, rows)
+    try:
+        to.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise LmnError(f"can't write {to}: {error.strerror}.") from error
+
+
+def page_of(name: str, rows: Sequence[Row]) -> str:
+    figure = curves(rows)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    matplotlib_pyplot().close(figure)
+    picture = base64.b64encode(buffer.getvalue()).decode()
+    last, failed = rows[-1], [row for row in rows if "error" in row]
+    seconds = last.get("wall_time") or 0.0
+    said = f"{len(rows)} measurements up to step {last['step']:,}, over {seconds:,.1f} s"
+    taken = sum(row.get("elapsed") or 0.0 for row in rows)
+    said += f", of which measuring took {taken:,.1f} s ({taken / seconds:.1%})" if seconds > 0 else ""
+    failures = "".join(f"<li>step {row['step']:,}: {html.escape(str(row['error']))}</li>" for row in failed)
+    parts = [
+        f"<h1>{html.escape(name)}</h1><p>{said}.</p>",
+        f'<p><img alt="The numbers over the training steps" src="data:image/png;base64,{picture}"></p>',
+        f"<h2>The numbers</h2>{_numbers(rows)}",
+        f'<h2 class="failed">Measurements that failed</h2><ul>{failures}</ul>' if failed else "",
+        f"<h2>All measurements</h2><details><summary>{len(rows)} rows</summary>{_all(rows)}</details>",
+        f'<p class="quiet">lmn {__version__}</p>',
+    ]
+    head = f'<meta charset="utf-8"><title>{html.escape(name)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def _numbers(rows: Sequence[Row]) -> str:
+    """Each number's first, least, greatest and last value, and where they are."""
+    table = table_of(rows)
+    steps = table["step"]
+    lines = []
+    for panel in panels_of(list(table)):
+        for name in panel.columns:
+            values = table[name]
+            there = np.flatnonzero(np.isfinite(values))
+            low, high = there[np.argmin(values[there])], there[np.argmax(values[there])]
+            cells = "".join(
+                f'<td>{values[at]:.4g}<br><span class="quiet">step {steps[at]:,.0f}</span></td>'
+                for at in (there[0], low, high, there[-1])
+            )
+            lines.append(f'<tr><td>{html.escape(name)}</td>{cells}<td class="course">{sparkline(values)}</td></tr>')
+    heads = "".join(f"<th>{head}</th>" for head in ("", "first", "least", "most", "last", "course"))
+    return f'<div class="rows"><table><tr>{heads}</tr>{"".join(lines)}</table></div>'
+
+
+def _all(rows: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    heads = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    lines = "".join(f"<tr>{''.join(f'<td>{_cell(row.get(name))}</td>' for name in names)}</tr>" for row in rows)
+    return f'<div class="rows"><table><tr>{heads}</tr>{lines}</table></div>'
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else html.escape(str(value))
