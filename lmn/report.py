@@ -20,11 +20,17 @@ from lmn.watch import sparkline
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 body { color: #222; background: #fff; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+h1 { font-size: 1.5rem; }
+h2 { font-size: 1.15rem; margin-top: 2rem; }
 img { max-width: 100%; height: auto; }
-table { border-collapse: collapse; } th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #e5e5e5; }
-th { font-weight: 600; } th:first-child, td:first-child { text-align: left; } .rows { overflow-x: auto; }
-.course { font-family: monospace; text-align: left; color: #b3261e; } .failed { color: #a15c00; } .quiet { color: #777; }
+table { border-collapse: collapse; }
+th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
+th { font-weight: 600; }
+th:first-child, td:first-child, .course { text-align: left; }
+.rows { overflow-x: auto; }
+.course { font-family: monospace; color: #b3261e; }
+.failed { color: #a15c00; }
+.quiet { color: #777; }
 """
 
 

@@ -14,11 +14,12 @@ from lmn.domain import Array
 from lmn.journal import Row, read
 
 _BARS = "▁▂▃▄▅▆▇█"
-_WIDTH = 24  # characters of a sparkline
+_LEAST_WIDTH, _MOST_WIDTH = 8, 60  # characters of a sparkline
+_NUMBERS = 3 * 12 + 2  # of the columns between its name and it
 _EVERY = 1.0  # seconds between looks at the file
 
 
-def sparkline(values: Array, width: int = _WIDTH) -> str:
+def sparkline(values: Array, width: int = 24) -> str:
     """Values, (n,), as bars from the least to the greatest: the mean of each of ``width`` parts, a space for none."""
     parts = np.array_split(values, min(width, len(values))) if len(values) else []
     means = [float(np.mean(part[np.isfinite(part)])) if np.isfinite(part).any() else np.nan for part in parts]
@@ -30,8 +31,8 @@ def sparkline(values: Array, width: int = _WIDTH) -> str:
     return "".join(_BARS[round((mean - low) * scale)] if np.isfinite(mean) else " " for mean in means)
 
 
-def view(path: Path, rows: Sequence[Row]) -> Any:
-    """What ``rich`` shows: a table of the numbers, each with its course."""
+def view(path: Path, rows: Sequence[Row], width: int) -> Any:
+    """What ``rich`` shows on so many columns: a table of the numbers, each with its course."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -48,12 +49,14 @@ def view(path: Path, rows: Sequence[Row]) -> Any:
     for name, where in (("", "left"), ("last", "right"), ("least", "right"), ("most", "right"), ("course", "left")):
         shown.add_column(name, justify=where, no_wrap=True)  # type: ignore[arg-type]
     table = table_of(rows)
-    for panel in panels_of(list(table)):
-        for name in panel.columns:
-            values = table[name]
-            finite = values[np.isfinite(values)]
-            cells = (f"{finite[-1]:.4g}", f"{finite.min():.4g}", f"{finite.max():.4g}")
-            shown.add_row(name, *cells, Text(sparkline(values), style="red" if name == "lmn" else "cyan"))
+    names = [name for panel in panels_of(list(table)) for name in panel.columns]
+    left = width - max(map(len, names), default=0) - _NUMBERS
+    for name in names:
+        values = table[name]
+        finite = values[np.isfinite(values)]
+        cells = (f"{finite[-1]:.4g}", f"{finite.min():.4g}", f"{finite.max():.4g}")
+        course = sparkline(values, max(_LEAST_WIDTH, min(left, _MOST_WIDTH)))
+        shown.add_row(name, *cells, Text(course, style="red" if name == "lmn" else "cyan"))
     parts: list[Any] = [head, shown]
     if failed:
         parts.append(
@@ -69,15 +72,15 @@ def watch(path: Path, *, once: bool) -> None:
 
     console = Console()
     if once:
-        console.print(view(path, read(path)))
+        console.print(view(path, read(path), console.width))
         return
-    with Live(view(path, read(path)), console=console, auto_refresh=False) as live:
+    with Live(view(path, read(path), console.width), console=console, auto_refresh=False) as live:
         size = -1
         while True:
             now = path.stat().st_size if path.exists() else 0
             if now != size:
                 size = now
-                live.update(view(path, read(path)), refresh=True)
+                live.update(view(path, read(path), console.width), refresh=True)
             time.sleep(_EVERY)
 
 
