@@ -1,0 +1,63 @@
+"""A lookup table against a compressed solution of the same data: equal on every sample, and told apart at once.
+
+python examples/lookup_table.py        # seconds
+
+On a circle, y = |x_1|. The table has a unit for each sample, which is active at that sample alone; the other network has two
+units. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib.pyplot as plt
+import torch
+from gallery import options
+from torch import Tensor, nn
+
+import lmn
+
+
+def lookup_table(x: Tensor, y: Tensor) -> nn.Sequential:
+    """Unit i is relu(x_i · x - c), c halfway between x_i · x_i = 1 and the nearest other sample's."""
+    nearest = float((x @ x.T).fill_diagonal_(-1).max())
+    c = (1 + nearest) / 2
+    model = nn.Sequential(nn.Linear(2, len(x)), nn.ReLU(), nn.Linear(len(x), 1))
+    with torch.no_grad():
+        model[0].weight.copy_(x)
+        model[0].bias.fill_(-c)
+        model[2].weight.copy_(y[None] / (1 - c))
+        model[2].bias.zero_()
+    return model
+
+
+def compressed() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+        model[2].weight.fill_(1.0)
+    return model
+
+
+def main() -> None:
+    short, out = options(__doc__)
+    n = 12 if short else 48
+    angle = 2 * math.pi * torch.arange(n, dtype=torch.float64) / n + 0.1
+    x = torch.stack([angle.cos(), angle.sin()], dim=1)
+    y = x[:, 0].abs()
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for ax, (name, model) in zip(axes, (("lookup table", lookup_table(x, y)), ("compressed", compressed())), strict=True):
+        model.double()
+        assert torch.allclose(model(x)[:, 0], y)
+        found = lmn.measure(model, x, metrics=("lmn",), progress=False)
+        regions = lmn.regions(model, lmn.box([-1.2, -1.2], [1.2, 1.2], 2), progress=False)
+        regions.plot("output", boundary=False, ax=ax)
+        ax.scatter(*x.T, s=8, color="white", edgecolor="black", linewidth=0.5, zorder=3)
+        said = f"LMN {found.lmn:.1f} of {n} samples, {regions.count:,} regions"
+        ax.set_title(f"{name}: {said}")
+        print(f"{name}: {said}")
+    figure.savefig(out / "lookup_table.png", dpi=90)
+
+
+if __name__ == "__main__":
+    main()
