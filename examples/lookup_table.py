@@ -13,6 +13,7 @@ import math
 import matplotlib.pyplot as plt
 import torch
 from gallery import options
+from matplotlib.collections import LineCollection
 from torch import Tensor, nn
 
 import lmn
@@ -22,7 +23,7 @@ def lookup_table(x: Tensor, y: Tensor) -> nn.Sequential:
     """Unit i is relu(x_i · x - c), c halfway between x_i · x_i = 1 and the nearest other sample's."""
     nearest = float((x @ x.T).fill_diagonal_(-1).max())
     c = (1 + nearest) / 2
-    model = nn.Sequential(nn.Linear(2, len(x)), nn.ReLU(), nn.Linear(len(x), 1))
+    model = nn.Sequential(nn.Linear(2, len(x)), nn.ReLU(), nn.Linear(len(x), 1)).double()
     with torch.no_grad():
         model[0].weight.copy_(x)
         model[0].bias.fill_(-c)
@@ -32,7 +33,7 @@ def lookup_table(x: Tensor, y: Tensor) -> nn.Sequential:
 
 
 def compressed() -> nn.Sequential:
-    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False)).double()
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
         model[2].weight.fill_(1.0)
@@ -47,15 +48,19 @@ def main() -> None:
     y = x[:, 0].abs()
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for ax, (name, model) in zip(axes, (("lookup table", lookup_table(x, y)), ("compressed", compressed())), strict=True):
-        model.double()
         assert torch.allclose(model(x)[:, 0], y)
         found = lmn.measure(model, x, metrics=("lmn",), progress=False)
         regions = lmn.regions(model, lmn.box([-1.2, -1.2], [1.2, 1.2], 2), progress=False)
-        regions.plot("output", boundary=False, ax=ax)
+        side = torch.linspace(-1.2, 1.2, 300, dtype=torch.float64)
+        output = model(torch.cartesian_prod(side, side)).detach().reshape(300, 300).T
+        image = ax.imshow(output, origin="lower", extent=(-1.2, 1.2, -1.2, 1.2), vmin=0, vmax=1.5, cmap="viridis")
+        outlines = [polygon[[*range(len(polygon)), 0]] for polygon in regions.vertices]
+        ax.add_collection(LineCollection(outlines, linewidths=0.4, colors="white"))
         ax.scatter(*x.T, s=8, color="white", edgecolor="black", linewidth=0.5, zorder=3)
         said = f"LMN {found.lmn:.1f} of {n} samples, {regions.count:,} regions"
         ax.set_title(f"{name}: {said}")
         print(f"{name}: {said}")
+    figure.colorbar(image, ax=axes, label="output", extend="max")
     figure.savefig(out / "lookup_table.png", dpi=90)
 
 

@@ -1,0 +1,105 @@
+"""What measuring costs a training: wall time with lmn.Callback over the same training without, in one run.
+
+    pytest bench/bench_callback.py --benchmark-only
+    pytest bench/bench_callback.py --benchmark-disable --smoke        # does it still run?
+
+The training is the paper's: addition modulo 31, 768 pairs, its network and optimizer, on one thread. The losses of each run are
+compared bit for bit with those of the run without. A process that measures has loaded what that takes: the first measurement
+of all, which takes a second more, is made before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch.nn import functional
+
+import lmn
+from bench.conftest import RATIOS
+from lmn.kernels.threads import torch_threads
+from lmn.paper import TaskName
+from lmn.paper.tasks import split, task
+from lmn.paper.train import network
+
+SECONDS: dict[tuple[int, str], float] = {}
+LOSSES: dict[int, list[float]] = {}
+
+HOW: dict[str, dict[str, Any] | None] = {
+    "without": None,
+    "every=200": {"every": 200},
+    "every=200, asynchronous": {"every": 200, "asynchronous": True},
+    "overhead=0.05": {"overhead": 0.05},
+    "overhead=0.05, asynchronous": {"overhead": 0.05, "asynchronous": True},
+}
+
+
+def train(steps: int, how: dict[str, Any] | None) -> tuple[float, list[float], str]:
+    """Seconds, the losses, and what the callback says."""
+    modadd = task(TaskName.MODADD)
+    torch.manual_seed(0)
+    model = network(modadd.n_tokens)
+    training, _ = split(modadd)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.2, fused=True)
+    callback = None if how is None else lmn.Callback(training.tokens, tap="linear2", metrics=("lmn",), threads=2, **how)
+    losses = []
+    with torch_threads(1):
+        began = time.perf_counter()
+        if callback is not None:
+            callback.attach(model, optimizer)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(training.tokens), training.classes)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        if callback is not None:
+            callback.close()
+        return time.perf_counter() - began, losses, str(callback)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("steps", [2000, 5000])
+def bench_training(benchmark: BenchmarkFixture, steps: int, how: str, smoke: bool) -> None:
+    steps = steps // 500 if smoke else steps
+    train(2, HOW[how])
+    found: list[tuple[float, list[float], str]] = []
+    benchmark.group = f"{steps} steps"
+    benchmark.pedantic(lambda: found.append(train(steps, HOW[how])), rounds=1)
+    seconds, losses, said = found[-1]
+    assert losses == LOSSES.setdefault(steps, losses)
+    SECONDS[steps, how] = seconds
+    without = SECONDS.get((steps, "without"))
+    if benchmark.stats is not None and without is not None and how != "without":
+        RATIOS.append(f"{steps} steps, {how}: {seconds / without:.3f} of the time without ({without:.1f} s); {said}")
+
+
+@pytest.mark.parametrize("how", ["every", "overhead"])
+def bench_hook(benchmark: BenchmarkFixture, how: str) -> None:
+    """A step of an optimizer on which nothing is measured, less the step itself."""
+    model = torch.nn.Linear(2, 2)
+    x = torch.randn(8, 2)
+    seconds = []
+    for attached in (False, True):
+        optimizer = torch.optim.SGD(model.parameters(), 0.0)
+        options: dict[str, Any] = {"every": 10**9} if how == "every" else {"overhead": 1e-6}
+        callback = lmn.Callback(x, metrics=("lmn",), **options)
+        if attached:
+            callback.attach(model, optimizer)
+        step: Callable[[], object] = optimizer.step
+        times = []
+        for _ in range(20):
+            began = time.perf_counter()
+            for _ in range(200):
+                step()
+            times.append((time.perf_counter() - began) / 200)
+        seconds.append(min(times))
+        assert len(callback.rows) == int(attached)
+        callback.detach()
+    benchmark.pedantic(lambda: None, rounds=1)
+    if benchmark.stats is not None:
+        RATIOS.append(f"a step that is not measured, {how}: {1e6 * (seconds[1] - seconds[0]):.1f} µs")
