@@ -22,7 +22,7 @@ def options(description: str) -> tuple[bool, Path]:
     parser.add_argument("--out", type=Path, default=HERE / "pictures", help="folder of the pictures")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    torch.set_num_threads(1)  # the networks are small: threads would wait for each other
     return given.short, given.out
 
 
