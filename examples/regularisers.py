@@ -42,9 +42,11 @@ def main() -> None:
         history = callback.history
         for ax, column in zip(axes, ("test_accuracy", "lmn", "l2_norm", "l1_norm"), strict=True):
             ax.plot(history["step"], history[column], color=colour, label=name)
-            ax.set(xlabel="training step", ylabel=column.replace("_", " "), ylim=(0, None))
+            ax.set(xlabel="training step", ylabel="LMN of 200 samples" if column == "lmn" else column.replace("_", " "))
         last = history.iloc[-1]
         print(f"{name}: test accuracy {last.test_accuracy:.0%}, LMN {last.lmn:.1f} of 200 samples, L2 norm {last.l2_norm:.1f}")
+    for ax in axes:
+        ax.set_ylim(bottom=0)
     axes[0].legend(frameon=False, fontsize="small")
     figure.savefig(out / "regularisers.png", dpi=90)
 

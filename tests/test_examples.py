@@ -1,6 +1,7 @@
 """The gallery's scripts still run, in their short modes, and draw what the README shows."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,4 +24,10 @@ def test_example(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert {path.name for path in tmp_path.iterdir()} >= {f"{name}.png"}
-    assert (EXAMPLES / "pictures" / f"{name}.png").exists()
+
+
+def test_the_pictures_of_the_readme_are_there() -> None:
+    root = EXAMPLES.parent
+    named = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", (root / "README.md").read_text())
+    assert len(named) > 5
+    assert [name for name in named if not (root / name).exists()] == []
