@@ -21,11 +21,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """To see whether it still runs, one number of threads is enough, and torch.compile, half a minute a case, for one case."""
+    """To see whether it still runs, one number of threads is enough, and for what takes long one case."""
     if not config.getoption("--smoke"):
         return
-    dropped, compiled = list[pytest.Item](), False
+    dropped, compiled, processes = list[pytest.Item](), False, set[str]()
     for item in items:
+        if item.path.stem == "bench_footprint":  # each case is a process of its own
+            name = item.originalname if isinstance(item, pytest.Function) else item.name
+            if name in processes:
+                dropped.append(item)
+                continue
+            processes.add(name)
         params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         again = params.get("name") == "compiled" and compiled
         compiled |= params.get("name") == "compiled"

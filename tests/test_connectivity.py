@@ -64,6 +64,7 @@ MODULES = {
 
 
 def agree(model: nn.Module, x: torch.Tensor, backend: str, m: int = 21) -> None:
+    m = min(m, 5) if backend == "triton" else m  # the interpreter takes a tenth of a second a step
     got, expected = (lmn.connectivity(model, x, backend=name, m=m, progress=False).double() for name in (backend, "reference"))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 if x.dtype == torch.float32 else 1e-10)
 
@@ -85,8 +86,7 @@ def test_sizes_that_fill_no_block(backend: str, depth: int, n_points: int, units
     agree(network("silu", units, n_out, depth), torch.randn(n_points, 4), backend)
 
 
-@pytest.mark.parametrize("backend", SINGLE)
-@pytest.mark.parametrize("m", [3, 4, 5, 8, 21, 22])
+@pytest.mark.parametrize(("backend", "m"), [*product(FAST, [3, 4, 5, 8, 21, 22]), ("triton", 3), ("triton", 4)])
 def test_points_a_segment(backend: str, m: int) -> None:
     torch.manual_seed(3)
     agree(network("relu", 17, 3), torch.randn(9, 4), backend, m)
