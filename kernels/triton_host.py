@@ -65,8 +65,9 @@ class NarrowChain:
     def forward(self) -> dict[str, Tensor]:
         """What a forward pass takes past the first map."""
         layers, units = self.chain.layers, self.chain.units
-        biases = torch.zeros(max(1, self.depth - 1), self.width)
-        scales, straights, parameters = torch.zeros(self.depth, self.width), torch.zeros(self.depth, self.width), []
+        biases = torch.zeros(max(1, self.depth - 1), self.width, dtype=torch.float32)
+        scales, straights = (torch.zeros(self.depth, self.width, dtype=torch.float32) for _ in range(2))
+        parameters = []
         for number, (layer, n) in enumerate(zip(layers, units, strict=True)):
             act = layer.activation
             scale, straight = act.by_unit(n)
@@ -79,7 +80,7 @@ class NarrowChain:
 
     def padded(self, values: np.ndarray, *shape: int) -> Tensor:
         """Values in a corner of zeros."""
-        whole = torch.zeros(*shape)
+        whole = torch.zeros(*shape, dtype=torch.float32)
         whole[tuple(slice(0, n) for n in values.shape)] = torch.tensor(values, dtype=torch.float32)
         return whole.to(self.device)
 

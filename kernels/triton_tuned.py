@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 import triton
+from torch import Tensor
 
 from lmn.kernels.triton_report import Configuration
+
+Grid = tuple[int, ...] | Callable[[dict[str, Any]], tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +31,11 @@ class Choice:
     tile: dict[str, int]
     warps: int
     stages: int = 1
+
+    @property
+    def warps_here(self) -> int:
+        """Warps of as many threads as AMD's have are half as many."""
+        return max(1, self.warps // 2) if torch.version.hip is not None else self.warps
 
     def __str__(self) -> str:
         tile = " x ".join(map(str, self.tile.values()))
@@ -52,11 +61,23 @@ class Tuned:
     key: tuple[str, ...]
     choices: tuple[Choice, ...]
 
+    def launch(self, grid: Grid, **arguments: Any) -> None:
+        """Run the kernel on the device that its tensors are on.
+
+        Parameters
+        ----------
+        grid : tuple of int, or function of the constexprs to such
+        """
+        device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            self.kernel[grid](**arguments, **self.choices[0].tile)
+            return
+        with torch.cuda.device(device):
+            self._tuned[grid](**arguments)
+
     @cached_property
-    def launch(self) -> Any:
-        """To be given a grid, which is a function of the constexprs if it depends on the tile, and arguments by name."""
-        choices = self.choices[:1] if os.environ.get("TRITON_INTERPRET") == "1" else self.choices
-        configs = [triton.Config(each.tile, num_warps=each.warps, num_stages=each.stages) for each in choices]
+    def _tuned(self) -> Any:
+        configs = [triton.Config(each.tile, num_warps=each.warps_here, num_stages=each.stages) for each in self.choices]
         on_disk = {"cache_results": True} if "cache_results" in inspect.signature(triton.autotune).parameters else {}
         return triton.autotune(configs=configs, key=list(self.key), **on_disk)(self.kernel)
 

@@ -13,6 +13,8 @@ import torch
 
 from lmn.errors import LmnError
 
+_LEAST_CAPABILITY = (8, 0)  # from which matrix units take TF32
+
 Supports = Callable[[Any], tuple[bool, str]]
 
 
@@ -75,6 +77,10 @@ def _on_a_gpu(problem: Any) -> tuple[bool, str]:
     device = problem.device.type
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return False, f"it runs on a GPU, and the samples are on {device} (TRITON_INTERPRET=1 runs it there, slowly)"
+    if device == "cuda" and torch.cuda.is_available() and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(problem.device)
+        if capability < _LEAST_CAPABILITY:
+            return False, f"its kernels need compute capability 8.0, and the GPU's is {'.'.join(map(str, capability))}"
     return True, ""
 
 

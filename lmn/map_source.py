@@ -166,7 +166,7 @@ class MapSource:
         if self.repeated is None:
             return values
         if values.device.type != "cpu":
-            return values[self.repeated.to(values.device)]
+            return values[self.repeated]
         return torch.from_numpy(values.numpy().take(self.repeated.numpy(), axis=0))  # five times as fast as torch's
 
     @property
@@ -315,7 +315,7 @@ def _patterns(
     # Of points on the edge of theirs torch's slopes are another map, each its own.
     seen = observe(subject, backend=backend, ids=True, edges_apart=True, threads=threads, progress=progress).patterns
     assert seen.ids is not None
-    return seen.first, seen.counts, torch.from_numpy(seen.ids)
+    return seen.first, seen.counts, torch.from_numpy(seen.ids).to(subject.samples(spread(1)).device)
 
 
 def piecewise_linear_program(subject: Subject) -> Program | None:

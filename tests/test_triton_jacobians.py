@@ -95,6 +95,21 @@ def test_reductions_are_those_of_the_maps() -> None:
         )
 
 
+def test_whatever_torch_takes_for_its_default_dtype() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
+    expected = lmn.jacobians(model, x, backend="triton", progress=False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = lmn.jacobians(model, x, backend="triton", progress=False)
+        lmn.connectivity(model, x, m=4, backend="triton", progress=False)
+        lmn.activation_patterns(model, x, backend="triton", progress=False)
+        lmn.local_complexity(model, x, n_directions=2, backend="triton", progress=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
 def test_float64_is_declined() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     with pytest.raises(lmn.LmnError, match="it computes in float32, and the samples are float64"):

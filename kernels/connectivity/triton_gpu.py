@@ -70,20 +70,24 @@ def _moments(problem: Problem) -> tuple[float, float, float]:
 def fused_arguments(chain: Chain, sizes: Fused, device: torch.device) -> dict[str, Tensor]:
     """The arrays of a chain as the fused kernel takes them, zero where a layer is narrower."""
     depth, width, outputs = sizes.depth, sizes.width, sizes.outputs
-    z, z_rest, weights = [], [], torch.zeros(depth, width, width)
-    scales, slopes, parameters = torch.zeros(depth, width), torch.zeros(depth, width), torch.zeros(depth, 2)
+    z, z_rest, weights = [], [], torch.zeros(depth, width, width, dtype=torch.float32)
+    scales, slopes, parameters = (
+        torch.zeros(depth, width, dtype=torch.float32),
+        torch.zeros(depth, width, dtype=torch.float32),
+        torch.zeros(depth, 2, dtype=torch.float32),
+    )
     for number, layer in enumerate(chain.layers):
         act, n = layer.activation, len(layer.z)
         high, low = _in_two(layer.z, device, width)
         z.append(high)
         z_rest.append(low)
         scale, slope = act.by_unit(n)
-        scales[number, :n], slopes[number, :n] = torch.from_numpy(scale), torch.from_numpy(slope)
+        scales[number, :n], slopes[number, :n] = torch.tensor(scale), torch.tensor(slope)
         parameters[number] = torch.tensor([act.p0, act.p1])
         weight = np.eye(n) if layer.weight is None else layer.weight
         weights[number, :n, : len(weight)] = torch.from_numpy(weight.T)
     y, y_rest = _in_two(chain.y, device, outputs)
-    noise = torch.zeros(outputs)
+    noise = torch.zeros(outputs, dtype=torch.float32)
     noise[: len(chain.y)] = torch.from_numpy(chain.rounding_noise(np.float32))
     own = {"weights": weights, "scales": scales, "slopes": slopes, "parameters": parameters, "noise": noise}
     placed = {name: value.to(device) for name, value in own.items()}
@@ -121,11 +125,11 @@ def _fill_wide(problem: Problem, out: Tensor, progress: Progress) -> None:
     sxx, constant, tolerance = _moments(problem)
     for first in range(0, len(pairs), chunk):
         i, j = (torch.from_numpy(each.astype(np.int32)).to(device) for each in pairs.numbered(first, first + chunk))
-        u = torch.empty(problem.m - 2, len(i), len(chain.layers[0].z), device=device)
+        u = torch.empty(problem.m - 2, len(i), len(chain.layers[0].z), dtype=torch.float32, device=device)
         for number, (arrays, weight, core, p0, p1) in enumerate(layers):
             deviations(*arrays, i, j, core, p0, p1, number > 0, u)
             if weight is not None:
-                made = torch.empty(*u.shape[:2], weight.shape[1], device=device)
+                made = torch.empty(*u.shape[:2], weight.shape[1], dtype=torch.float32, device=device)
                 products.plain(u, weight, made)
                 u = made
         r_squared(u, y, y_rest, noise, i, j, sxx, constant, tolerance, out)
@@ -134,6 +138,6 @@ def _fill_wide(problem: Problem, out: Tensor, progress: Progress) -> None:
 
 def _wide_layer(layer: Any, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor | None, int, float, float]:
     act, units = layer.activation, len(layer.z)
-    scale, slope = (torch.from_numpy(each).float().to(device) for each in act.by_unit(units))
+    scale, slope = (torch.tensor(each, dtype=torch.float32, device=device) for each in act.by_unit(units))
     weight = None if layer.weight is None else torch.from_numpy(np.ascontiguousarray(layer.weight.T)).float().to(device)
     return (*_in_two(layer.z, device), scale, slope), weight, act.core_index, float(act.p0), float(act.p1)

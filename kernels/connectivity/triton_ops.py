@@ -53,7 +53,8 @@ def narrow_pairs(
     tiles = triton.cdiv(n_points - first_column // PAIRS * PAIRS, PAIRS)
     if not n_rows or not tiles:
         return
-    _TUNED.launch[(n_rows, tiles)](
+    _TUNED.launch(
+        (n_rows, tiles),
         z_high=z_high,
         z_low=z_low,
         y_high=y_high,
@@ -100,7 +101,8 @@ def deviations(
     steps, n_pairs, n_units = u.shape
     if not n_pairs:
         return
-    _DEVIATIONS.launch[lambda tile: (triton.cdiv(n_pairs, tile["PAIRS"]), triton.cdiv(n_units, tile["UNITS"]))](
+    _DEVIATIONS.launch(
+        lambda tile: (triton.cdiv(n_pairs, tile["PAIRS"]), triton.cdiv(n_units, tile["UNITS"])),
         z_high=z_high,
         z_low=z_low,
         scales=scales,
@@ -135,7 +137,8 @@ def r_squared(
     steps, n_pairs, n_out = u.shape
     if not n_pairs:
         return
-    _SUMS.launch[lambda tile: (triton.cdiv(n_pairs, tile["PAIRS"]),)](
+    _SUMS.launch(
+        lambda tile: (triton.cdiv(n_pairs, tile["PAIRS"]),),
         u=u,
         y_high=y_high,
         y_low=y_low,

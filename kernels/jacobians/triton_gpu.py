@@ -53,7 +53,7 @@ class TritonMaps:
     def grams(self, samples: Tensor) -> Tensor:
         sweep = self._isometric
         assert self._narrow is not None
-        out = torch.empty(len(samples), sweep.n_rows, sweep.n_rows, device=self._device)
+        out = torch.empty(len(samples), sweep.n_rows, sweep.n_rows, dtype=torch.float32, device=self._device)
         self._fused(self._narrow, sweep, samples, out, grams=True)
         return out.double()
 
@@ -79,7 +79,7 @@ class TritonMaps:
 
     def _swept(self, samples: Tensor, sweep: Sweep) -> Tensor:
         shape = (sweep.n_rows, sweep.n_columns) if sweep.reverse else (sweep.n_columns, sweep.n_rows)
-        out = torch.empty(len(samples), *shape, device=self._device)
+        out = torch.empty(len(samples), *shape, dtype=torch.float32, device=self._device)
         if self._narrow is not None:
             self._fused(self._narrow, sweep, samples, out, grams=False)
         else:
@@ -102,7 +102,7 @@ class TritonMaps:
             rows = start[None] * slopes[0][:, None]
             for number, matrix in enumerate(matrices):
                 ends = sweep.end is not None and number + 1 == len(matrices)
-                made = torch.empty(len(part), sweep.n_rows, matrix.shape[1], device=self._device)
+                made = torch.empty(len(part), sweep.n_rows, matrix.shape[1], dtype=torch.float32, device=self._device)
                 if ends:
                     products.plain(rows, matrix, made)
                 else:
@@ -114,7 +114,7 @@ class TritonMaps:
         """Of all layers at some points, each (n, units), by a product a layer."""
         values, found = x, list[Tensor]()
         for layer in self._forward:
-            out, slopes = (torch.empty(len(x), len(layer["bias"]), device=self._device) for _ in range(2))
+            out, slopes = (torch.empty(len(x), len(layer["bias"]), dtype=torch.float32, device=self._device) for _ in range(2))
             products.with_slopes(values, **layer, out=out, slopes=slopes)
             values = out
             found.append(slopes)

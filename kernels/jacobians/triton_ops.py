@@ -45,7 +45,8 @@ def narrow_maps(
     if not len(x):
         return
     depth, width = scales.shape
-    _TUNED.launch[(triton.cdiv(len(x), POINTS),)](
+    _TUNED.launch(
+        (triton.cdiv(len(x), POINTS),),
         x=x,
         first=first,
         first_bias=first_bias,

@@ -69,7 +69,7 @@ class _Narrow:
     def _tables(self) -> dict[str, Tensor]:
         narrow, device = self.narrow, self.narrow.device
         most = max(1, *map(len, self.bends))
-        breakpoints, layout, place = torch.zeros(narrow.depth, most), [], 0
+        breakpoints, layout, place = torch.zeros(narrow.depth, most, dtype=torch.float32), [], 0
         for number, (n_units, at) in enumerate(zip(narrow.chain.units, self.bends, strict=True)):
             breakpoints[number, : len(at)] = torch.from_numpy(at)
             layout.append([n_units, len(at), place])
@@ -120,7 +120,7 @@ class _Wide:
         """(n, n_in) to (n, n_layers)."""
         n, counts = len(samples), list[Tensor]()
         first = self._layers[0]
-        at_samples = torch.empty(n, len(first["bias"]), device=self.device)
+        at_samples = torch.empty(n, len(first["bias"]), dtype=torch.float32, device=self.device)
         products.plain(samples, first["weights"], at_samples)
         at_samples += first["bias"]
         u = None
@@ -128,7 +128,7 @@ class _Wide:
             n_units = len(arrays["bias"])
             of_blocks = torch.empty(n, triton.cdiv(n_units, UNITS), dtype=torch.int32, device=self.device)
             rows = n * 2 * len(self.shifts) if number + 1 < len(self._layers) else 0
-            out = torch.empty(rows, n_units, device=self.device)
+            out = torch.empty(rows, n_units, dtype=torch.float32, device=self.device)
             layer_counts(u, at_samples=at_samples, steps=self._steps, **arrays, out=out, counts=of_blocks)
             if len(self.bends[number]):
                 counts.append(torch.where((of_blocks < 0).any(1), -1, of_blocks.sum(1)))

@@ -45,7 +45,8 @@ def narrow_counts(
     if not len(x):
         return
     depth, width = scales.shape
-    _NARROW.launch[(len(x),)](
+    _NARROW.launch(
+        (len(x),),
         x=x,
         first=first,
         first_bias=first_bias,
@@ -94,7 +95,8 @@ def layer_counts(
     n, blocks = counts.shape
     if not n:
         return
-    _LAYER.launch[(n, blocks)](
+    _LAYER.launch(
+        (n, blocks),
         u=at_samples if u is None else u,
         weights=weights,
         bias=bias,

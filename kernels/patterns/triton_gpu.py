@@ -88,7 +88,7 @@ class _Narrow:
     def _tables(self) -> dict[str, Tensor]:
         narrow = self._narrow
         most = max(1, *map(len, self._breakpoints))
-        breakpoints, layout, first_word = torch.full((narrow.depth, most), torch.nan), [], 0
+        breakpoints, layout, first_word = torch.full((narrow.depth, most), torch.nan, dtype=torch.float32), [], 0
         for number, (n, at) in enumerate(zip(narrow.chain.units, self._breakpoints, strict=True)):
             breakpoints[number, : len(at)] = torch.from_numpy(at)
             n_of_layer = -(-n * len(at) // 64)
@@ -167,7 +167,7 @@ class _Wide:
         u = problem.samples(indices).flatten(1).contiguous()
         for number, arrays in enumerate(self._layers):
             n_units, is_last = len(arrays["bias"]), number + 1 == len(self._layers)
-            out = torch.empty(0 if is_last else n, n_units, device=device)
+            out = torch.empty(0 if is_last else n, n_units, dtype=torch.float32, device=device)
             edges = torch.empty(n if apart else 0, triton.cdiv(n_units, UNITS), dtype=torch.int32, device=device)
             layer_patterns(u, **arrays, out=out, words=words, edges=edges)
             if apart:

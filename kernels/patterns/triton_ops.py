@@ -55,7 +55,8 @@ def narrow_patterns(
     if not n:
         return
     depth, width = scales.shape
-    _NARROW.launch[(triton.cdiv(n, POINTS),)](
+    _NARROW.launch(
+        (triton.cdiv(n, POINTS),),
         x=first_bias if x is None else x,
         first=first_bias if first is None else first,
         first_bias=first_bias,
@@ -109,7 +110,8 @@ def layer_patterns(
     n, n_units = len(u), len(bias)
     if not n:
         return
-    _LAYER.launch[lambda tile: (triton.cdiv(n, tile["ROWS"]), triton.cdiv(n_units, UNITS))](
+    _LAYER.launch(
+        lambda tile: (triton.cdiv(n, tile["ROWS"]), triton.cdiv(n_units, UNITS)),
         u=u,
         weights=weights,
         bias=bias,
@@ -142,7 +144,8 @@ def pack_bits(z: Tensor, breakpoints: Tensor, first_word: int, words: Tensor) ->
     n, n_units = z.shape
     grid = triton.cdiv(n, _PACKED), triton.cdiv(n_units * len(breakpoints), 64)
     if n and n_units:
-        _PACK.launch[grid](
+        _PACK.launch(
+            grid,
             z=z,
             breakpoints=breakpoints,
             words=words,
@@ -161,7 +164,7 @@ def hash_words(words: Tensor, hashes: Tensor) -> None:
     n, n_words = words.shape
     if n:
         grid = (triton.cdiv(n, _PACKED),)
-        _HASH.launch[grid](words=words, hashes=hashes, n_points=n, n_words=n_words, POINTS=_PACKED)
+        _HASH.launch(grid, words=words, hashes=hashes, n_points=n, n_words=n_words, POINTS=_PACKED)
 
 
 # ---- for the report ----------------------------------------------------------------------------------------------------
