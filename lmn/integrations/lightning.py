@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmn.callback import Callback
 from lmn.errors import LmnError
-from lmn.grid import as_grid
-from lmn.integrations.part import Part, part_of
+from lmn.integrations.adapter import Adapter, Part
 from lmn.journal import Row
 from lmn.loggers import PREFIX
 
@@ -56,60 +54,54 @@ class LmnCallback(_lightning().Callback):  # type: ignore[misc]
 
     def __init__(self, grid: Any, *, part: Part = None, **options: Any) -> None:
         super().__init__()
-        self._grid, self._part, self._options = as_grid(grid), part, options
-        self._given_log = options.pop("log", None)
-        Callback(self._grid, **{name: value for name, value in options.items() if name != "path"})  # that it can be made
-        self._callback: Callback | None = None
+        self._measuring = Adapter(grid, part, options)
         self._rows: list[Row] = []
-        self._latest: dict[str, float] = {}
 
     @property
     def history(self) -> History:
         from lmn.history import History
 
-        return History.of(self._rows) if self._callback is None else self._callback.history
+        return History.of(self._all_rows)
+
+    @property
+    def _all_rows(self) -> list[Row]:
+        callback = self._measuring.callback
+        return self._rows if callback is None else callback.rows
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         def log(values: dict[str, float], step: int) -> None:
-            self._latest = values
             self._tell(trainer)
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=step)
 
-        self._callback = Callback(self._grid, log=log if self._given_log is None else (log, self._given_log), **self._options)
-        self._callback.recall(self._rows)
-        self._measure(trainer, pl_module)
+        self._measuring.begin(pl_module, log, lambda: _logged(trainer)).recall(self._rows)
+        self._measuring.step(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self._measure(trainer, pl_module)
+        self._measuring.step(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self._measure(trainer, pl_module)
+        self._measuring.step(trainer.global_step)
         self._tell(trainer)
 
-    def on_validation_end(self, trainer: Any, _pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         self._tell(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        if self._callback is not None:
-            self._callback.close(part_of(pl_module, self._part), trainer.global_step, **_logged(trainer))
+        self._measuring.end(trainer.global_step)
 
-    def on_exception(self, _trainer: Any, _pl_module: Any, _exception: BaseException) -> None:
-        if self._callback is not None:
-            self._callback.close()
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        if self._measuring.callback is not None:
+            self._measuring.callback.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._rows if self._callback is None else self._callback.rows}
+        return {"rows": self._all_rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._rows = state_dict["rows"]
 
-    def _measure(self, trainer: Any, pl_module: Any) -> None:
-        if self._callback is not None:
-            self._callback(part_of(pl_module, self._part), trainer.global_step, **_logged(trainer))
-
     def _tell(self, trainer: Any) -> None:
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._latest.items()})
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._measuring.latest.items()})
 
 
 def _logged(trainer: Any) -> dict[str, float]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from lmn.callback import Callback
 from lmn.errors import LmnError
-from lmn.grid import as_grid
-from lmn.integrations.part import Part, part_of
+from lmn.integrations.adapter import Adapter, Part
 from lmn.submodules import unwrapped
 
 try:
@@ -42,12 +40,8 @@ class LmnCallback(TrainerCallback):
     """
 
     def __init__(self, grid: Any, *, part: Part = None, **options: Any) -> None:
-        self._grid, self._part, self._options = as_grid(grid), part, options
-        self._given_log = options.pop("log", None)
-        Callback(self._grid, **{name: value for name, value in options.items() if name != "path"})  # that it can be made
-        self._callback: Callback | None = None
+        self._measuring = Adapter(grid, part, options)
         self._trainer: Any = None
-        self._latest: dict[str, float] = {}
 
     def add_to(self, trainer: Any) -> LmnCallback:
         """Add it to a Trainer, ahead of callbacks that look at an evaluation's metrics."""
@@ -57,9 +51,9 @@ class LmnCallback(TrainerCallback):
 
     @property
     def history(self) -> History:
-        if self._callback is None:
+        if self._measuring.callback is None:
             raise LmnError("there is no history before the training begins.")
-        return self._callback.history
+        return self._measuring.callback.history
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -72,32 +66,23 @@ class LmnCallback(TrainerCallback):
             )
 
         def log(values: dict[str, float], step: int) -> None:
-            self._latest = values
             if self._trainer is not None:
                 self._trainer.log(values | {"lmn/step": step})
             else:
                 state.log_history.append(values | {"step": step})
 
-        self._callback = Callback(self._grid, log=log if self._given_log is None else (log, self._given_log), **self._options)
-        self._measure(model, state)
+        self._measuring.begin(unwrapped(model), log, lambda: _logged(state))
+        self._measuring.step(state.global_step)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self._measure(model, state)
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._measuring.step(state.global_step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if metrics is not None:
-            metrics.update({f"eval_{name}": value for name, value in self._latest.items()})
+            metrics.update({f"eval_{name}": value for name, value in self._measuring.latest.items()})
 
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if self._callback is not None:
-            self._callback.close(self._measured(model), state.global_step, **_logged(state))
-
-    def _measured(self, model: Any) -> Any:
-        return part_of(unwrapped(model), self._part)
-
-    def _measure(self, model: Any, state: Any) -> None:
-        if self._callback is not None:
-            self._callback(self._measured(model), state.global_step, **_logged(state))
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._measuring.end(state.global_step)
 
 
 def _logged(state: Any) -> dict[str, float]:
