@@ -156,11 +156,11 @@ def bench_connectivity(
 # ---- patterns ----------------------------------------------------------------------------------------------------------------
 
 
-def unique_packed(model: nn.Sequential, samples_at: Callable[[int, int], Tensor], n: int, chunk: int = 1 << 18) -> int:
+def unique_packed(model: nn.Sequential, points: Tensor, chunk: int = 1 << 18) -> int:
     """How many patterns: forward passes in chunks, bits packed into bytes, and torch.unique."""
     rows = []
-    for first in range(0, n, chunk):
-        x, active = samples_at(first, min(first + chunk, n)), []
+    for part in points.split(chunk):
+        x, active = part, []
         for layer in model[:-1]:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
@@ -181,7 +181,7 @@ def bench_patterns(
     if case == "grid":
         model, n = network(RELU), side**2
         grid: Any = lmn.box([-10, -10], [10, 10], side)
-        points = lmn.box([-10, -10], [10, 10], side).points.to(device)
+        points = grid.points.to(device)
         work = triton_work.patterns(n, RELU, n_axes=2)
     else:
         model, n = network(WIDE), n_samples
@@ -197,7 +197,7 @@ def bench_patterns(
         differ = (seen.words[seen.ids] != exact_words.words[exact_words.ids]).any(1)
         assert differ.mean() < 0.01  # a unit within rounding of zero may be on either side
         run: dict[str, Callable[[], object]] = {
-            "packed, torch.unique": lambda: unique_packed(model, lambda a, b: points[a:b], n),
+            "packed, torch.unique": lambda: unique_packed(model, points),
             "lmn": lambda: lmn.activation_patterns(model, grid, exhaustive=True, **_OPTIONS),
         }
         measured(benchmark, f"patterns, {case}, {n:,} points", name, run[name], device, rates, work)

@@ -89,15 +89,16 @@ class NarrowChain:
         return torch.stack([self.padded(matrix, self.width, self.width) for matrix in matrices or [np.zeros((1, 1))]])
 
 
-def wide_layers(chain: Chain, device: torch.device) -> list[dict[str, Any]]:
-    """Of each layer, the affine map before it and its activation, as the operators of wide layers take them."""
+def wide_layers(chain: Chain, device: torch.device, *, slopes: bool = False) -> list[dict[str, Any]]:
+    """Of each layer, the affine map before it and its activation, as the operators of wide layers, or of slopes, take them."""
     weight, bias = chain.first_map
     found = []
     for layer in chain.layers:
         act = layer.activation
         scales, straights = act.by_unit(len(bias))
         arrays = {"weights": weight.T, "bias": bias, "scales": scales, "straights": straights}
-        numbers = {"core": act.core_index, "p0": float(act.p0), "p1": float(act.p1), "kink": float(act.kink)}
+        numbers = {"core": act.core_index, "p0": float(act.p0), "p1": float(act.p1)}
+        numbers |= {"kink": float(act.kink)} if slopes else {}
         found.append({name: on(device, value) for name, value in arrays.items()} | numbers)
         if layer.weight is not None:
             weight, bias = layer.weight, layer.bias_of_core

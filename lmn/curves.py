@@ -66,6 +66,16 @@ def panels_of(columns: Sequence[str]) -> list[Panel]:
     return panels + [Panel(name.replace("_", " "), (name,)) for name in left]
 
 
+def numbers_of(table: dict[str, Array]) -> list[str]:
+    """The columns that are drawn, in the order of their panels."""
+    return [name for panel in panels_of(list(table)) for name in panel.columns]
+
+
+def times_of(rows: Sequence[Row]) -> tuple[float, float]:
+    """Seconds of the training up to the last row, and of the measurements."""
+    return rows[-1].get("wall_time") or 0.0, sum(row.get("elapsed") or 0.0 for row in rows)
+
+
 def curves(
     history: History | Sequence[Row], *, columns: Sequence[str] | None = None, log_steps: bool = False, title: str = ""
 ) -> Any:

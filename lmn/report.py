@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lmn import __version__
-from lmn.curves import curves, panels_of, table_of
+from lmn.curves import curves, numbers_of, table_of, times_of
 from lmn.errors import LmnError
 from lmn.journal import Row, read
 from lmn.plots import matplotlib_pyplot
@@ -57,9 +57,8 @@ def page_of(name: str, rows: Sequence[Row]) -> str:
     matplotlib_pyplot().close(figure)
     picture = base64.b64encode(buffer.getvalue()).decode()
     last, failed = rows[-1], [row for row in rows if "error" in row]
-    seconds = last.get("wall_time") or 0.0
+    seconds, taken = times_of(rows)
     said = f"{len(rows)} measurements up to step {last['step']:,}, over {seconds:,.1f} s"
-    taken = sum(row.get("elapsed") or 0.0 for row in rows)
     said += f", of which measuring took {taken:,.1f} s ({taken / seconds:.1%})" if seconds > 0 else ""
     failures = "".join(f"<li>step {row['step']:,}: {html.escape(str(row['error']))}</li>" for row in failed)
     parts = [
@@ -79,16 +78,15 @@ def _numbers(rows: Sequence[Row]) -> str:
     table = table_of(rows)
     steps = table["step"]
     lines = []
-    for panel in panels_of(list(table)):
-        for name in panel.columns:
-            values = table[name]
-            there = np.flatnonzero(np.isfinite(values))
-            low, high = there[np.argmin(values[there])], there[np.argmax(values[there])]
-            cells = "".join(
-                f'<td>{values[at]:.4g}<br><span class="quiet">step {steps[at]:,.0f}</span></td>'
-                for at in (there[0], low, high, there[-1])
-            )
-            lines.append(f'<tr><td>{html.escape(name)}</td>{cells}<td class="course">{sparkline(values)}</td></tr>')
+    for name in numbers_of(table):
+        values = table[name]
+        there = np.flatnonzero(np.isfinite(values))
+        low, high = there[np.argmin(values[there])], there[np.argmax(values[there])]
+        cells = "".join(
+            f'<td>{values[at]:.4g}<br><span class="quiet">step {steps[at]:,.0f}</span></td>'
+            for at in (there[0], low, high, there[-1])
+        )
+        lines.append(f'<tr><td>{html.escape(name)}</td>{cells}<td class="course">{sparkline(values)}</td></tr>')
     heads = "".join(f"<th>{head}</th>" for head in ("", "first", "least", "most", "last", "course"))
     return f'<div class="rows"><table><tr>{heads}</tr>{"".join(lines)}</table></div>'
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lmn.curves import panels_of, table_of
+from lmn.curves import numbers_of, table_of, times_of
 from lmn.domain import Array
 from lmn.journal import Row, read
 
@@ -41,15 +41,14 @@ def view(path: Path, rows: Sequence[Row], width: int) -> Any:
         return Text(f"{path}: no measurement yet", style="dim")
     last = rows[-1]
     failed = [row for row in rows if "error" in row]
-    seconds = last.get("wall_time") or 0.0
-    taken = sum(row.get("elapsed") or 0.0 for row in rows)
+    seconds, taken = times_of(rows)
     share = f", measuring {taken / seconds:.1%} of them" if seconds > 0 else ""
     head = Text(f"{path}  step {last['step']:,}  {len(rows)} measurements in {_duration(seconds)}{share}", style="bold")
     shown = Table(box=None, pad_edge=False, header_style="dim")
     for name, where in (("", "left"), ("last", "right"), ("least", "right"), ("most", "right"), ("course", "left")):
         shown.add_column(name, justify=where, no_wrap=True)  # type: ignore[arg-type]
     table = table_of(rows)
-    names = [name for panel in panels_of(list(table)) for name in panel.columns]
+    names = numbers_of(table)
     left = width - max(map(len, names), default=0) - _NUMBERS
     for name in names:
         values = table[name]

@@ -4,7 +4,6 @@ Tensors of the device "meta" have no values: they refuse to be added to what is 
 would wait for a GPU.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from test_jacobians import chain_of
+from test_local_complexity import mlp
 from test_triton import problem_of
 from torch import nn
 
@@ -69,11 +69,7 @@ def captured(module: Any, name: str, monkeypatch: pytest.MonkeyPatch, measure: C
 
 
 def network(widths: tuple[int, ...]) -> nn.Sequential:
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for n_in, n_out in itertools.pairwise(widths):
-        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    return mlp(widths).float()
 
 
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)

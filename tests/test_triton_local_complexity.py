@@ -1,11 +1,11 @@
 """Local complexity by the Triton kernels in Triton's interpreter against the float64 definition."""
 
-import itertools
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from test_local_complexity import mlp as double_mlp
 from torch import nn
 
 import lmn
@@ -20,11 +20,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def mlp(widths: tuple[int, ...], activation: Callable[[], nn.Module]) -> nn.Sequential:
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for n_in, n_out in itertools.pairwise(widths):
-        layers += [nn.Linear(n_in, n_out), activation()]
-    return nn.Sequential(*layers[:-1])
+    return double_mlp(widths, activation).float()
 
 
 def check(model: nn.Module, n: int, n_in: int, n_directions: int, *, r: float = 0.5) -> lmn.LocalComplexity:

@@ -1,6 +1,5 @@
 """Activation patterns by the Triton kernels in Triton's interpreter against the definition."""
 
-import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_local_complexity import mlp as double_mlp
 from torch import Tensor, nn
 
 import lmn
@@ -32,11 +32,7 @@ WIDE = (3, 70, 9, 2)
 
 
 def mlp(widths: tuple[int, ...], act: str = "ReLU") -> nn.Sequential:
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for n_in, n_out in itertools.pairwise(widths):
-        layers += [nn.Linear(n_in, n_out), ACTIVATIONS[act]()]
-    return nn.Sequential(*layers[:-1])
+    return double_mlp(widths, ACTIVATIONS[act]).float()
 
 
 def samples(n: int, n_in: int) -> Tensor:

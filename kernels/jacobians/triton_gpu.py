@@ -122,7 +122,7 @@ class TritonMaps:
 
     @cached_property
     def _forward(self) -> list[dict[str, Any]]:
-        return wide_layers(self._chain, self._device)
+        return wide_layers(self._chain, self._device, slopes=True)
 
 
 @dataclass(frozen=True, eq=False)

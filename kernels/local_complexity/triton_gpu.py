@@ -108,7 +108,6 @@ class _Wide:
     def _layers(self) -> list[dict[str, Any]]:
         layers = wide_layers(self.chain, self.device)
         for each, at in zip(layers, self.bends, strict=True):
-            del each["kink"]  # which is of slopes
             each["breakpoints"] = on(self.device, at)
         return layers
 

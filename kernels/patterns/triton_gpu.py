@@ -1,5 +1,5 @@
-"""Patterns on the GPU: those of narrow chains by one Triton kernel, of others by torch's forward passes, packed and hashed by
-Triton; the distinct ones among them are found where they are."""
+"""Patterns on the GPU: of narrow chains by one Triton kernel, of others a layer at a time, and of what is no chain by torch's
+forward passes, packed and hashed by Triton; the distinct ones among them are found where they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lmn.kernels.activations import CORES, Activation
+from lmn.kernels.activations import Activation
 from lmn.kernels.jacobians.problem import Chain
 from lmn.kernels.patterns.bits import lines_of, tied
 from lmn.kernels.patterns.distinct import DistinctPatterns
@@ -60,7 +60,7 @@ def _unsigned(words: Tensor) -> np.ndarray:
 
 def _by_points(problem: Problem) -> _Narrow | _Wide | _Program:
     chain = problem.chain() if problem.dtype == torch.float32 else None
-    if chain is None or not chain.layers or not all(layer.activation.core in CORES for layer in chain.layers):
+    if chain is None or not chain.layers:
         return _Program(problem)
     breakpoints = [_breakpoints(layer.activation) for layer in chain.layers]
     bits = tuple(n * len(at) for n, at in zip(chain.units, breakpoints, strict=True) if len(at))
@@ -153,7 +153,6 @@ class _Wide:
     def _layers(self) -> list[dict[str, Any]]:
         layers, first_word = wide_layers(self._chain, self._problem.device), 0
         for each, at in zip(layers, self._breakpoints, strict=True):
-            del each["kink"]  # which is of slopes
             each |= {"breakpoints": on(self._problem.device, at), "first_word": first_word}
             first_word += -(-len(each["bias"]) * len(at) // 64)
         return layers
