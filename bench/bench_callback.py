@@ -1,4 +1,4 @@
-"""What measuring costs a training: wall time with lmn.Callback over the same training without, in one run.
+"""What measuring costs a training: wall time with lmn.Callback over the same training without, in turn.
 
     pytest bench/bench_callback.py --benchmark-only
     pytest bench/bench_callback.py --benchmark-disable --smoke        # does it still run?
@@ -10,9 +10,10 @@ of all, which takes a second more, is made before.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -26,11 +27,9 @@ from lmn.paper import TaskName
 from lmn.paper.tasks import split, task
 from lmn.paper.train import network
 
-SECONDS: dict[tuple[int, str], float] = {}
-LOSSES: dict[int, list[float]] = {}
+ROUNDS = 3  # of a training without and one with, in turn
 
-HOW: dict[str, dict[str, Any] | None] = {
-    "without": None,
+HOW: dict[str, dict[str, Any]] = {
     "every=200": {"every": 200},
     "every=200, asynchronous": {"every": 200, "asynchronous": True},
     "overhead=0.05": {"overhead": 0.05},
@@ -38,8 +37,13 @@ HOW: dict[str, dict[str, Any] | None] = {
 }
 
 
-def train(steps: int, how: dict[str, Any] | None) -> tuple[float, list[float], str]:
-    """Seconds, the losses, and what the callback says."""
+class Run(NamedTuple):
+    seconds: float
+    losses: list[float]
+    said: str  # by the callback
+
+
+def train(steps: int, how: dict[str, Any] | None) -> Run:
     modadd = task(TaskName.MODADD)
     torch.manual_seed(0)
     model = network(modadd.n_tokens)
@@ -59,7 +63,7 @@ def train(steps: int, how: dict[str, Any] | None) -> tuple[float, list[float], s
             losses.append(loss.item())
         if callback is not None:
             callback.close()
-        return time.perf_counter() - began, losses, str(callback)
+        return Run(time.perf_counter() - began, losses, str(callback))
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -67,15 +71,23 @@ def train(steps: int, how: dict[str, Any] | None) -> tuple[float, list[float], s
 def bench_training(benchmark: BenchmarkFixture, steps: int, how: str, smoke: bool) -> None:
     steps = steps // 500 if smoke else steps
     train(2, HOW[how])
-    found: list[tuple[float, list[float], str]] = []
+    without: list[Run] = []
+    measured: list[Run] = []
     benchmark.group = f"{steps} steps"
-    benchmark.pedantic(lambda: found.append(train(steps, HOW[how])), rounds=1)
-    seconds, losses, said = found[-1]
-    assert losses == LOSSES.setdefault(steps, losses)
-    SECONDS[steps, how] = seconds
-    without = SECONDS.get((steps, "without"))
-    if benchmark.stats is not None and without is not None and how != "without":
-        RATIOS.append(f"{steps} steps, {how}: {seconds / without:.3f} of the time without ({without:.1f} s); {said}")
+    benchmark.pedantic(
+        lambda: measured.append(train(steps, HOW[how])),
+        setup=lambda: without.append(train(steps, None)),
+        rounds=1 if smoke else ROUNDS,
+    )
+    assert all(run.losses == without[0].losses for run in without + measured)
+    if benchmark.stats is not None:
+        ratios = [f"{a.seconds / b.seconds:.3f}" for a, b in zip(measured, without, strict=True)]
+        median = statistics.median(a.seconds for a in measured) / statistics.median(b.seconds for b in without)
+        fastest = min(a.seconds for a in measured) / min(b.seconds for b in without)
+        RATIOS.append(
+            f"{steps} steps, {how}: {median:.3f} of the time without by medians, {fastest:.3f} by minima, "
+            f"{', '.join(ratios)} by pairs; {measured[-1].said}"
+        )
 
 
 @pytest.mark.parametrize("how", ["every", "overhead"])

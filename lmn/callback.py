@@ -52,7 +52,7 @@ class Callback:
         Steps between measurements. Default 200.
     overhead : float, above 0 and up to 1, optional
         Instead: as often as measuring takes at most this share of the time since the callback was made. The first measurement
-        is taken at once, and waited for.
+        is taken at once, and waited for; the last step is measured if that share allows.
     extra : callable, optional
         () to other numbers of the moment, e.g. ``lambda: {"test_loss": ...}``; asked for at each measurement.
     log : callable, SummaryWriter, wandb run or Lightning logger, optional
@@ -194,6 +194,8 @@ class Callback:
     def close(self, model: nn.Module | None = None, step: int | None = None, **extra: Any) -> None:
         """Wait for what is in flight, measure the last step, if it was not, and let go of the file and the optimizer.
 
+        With ``overhead``, the last step is measured only if the share allows.
+
         Parameters
         ----------
         model : nn.Module, optional
@@ -209,7 +211,7 @@ class Callback:
             return
         try:
             self._finish()
-            if model is not None and step is not None and step > self._done:
+            if model is not None and step is not None and step > self._done and self._schedule.is_due(step, at_end=True):
                 self._take(model, step, extra, wait=True)
         finally:
             if self._pool is not None:

@@ -42,10 +42,10 @@ class Schedule:
             raise LmnError(f"overhead is the share of the time that measuring may take, above 0 and up to 1; got {overhead!r}.")
         return cls(None, float(overhead))
 
-    def is_due(self, step: int) -> bool:
-        """A measurement is expected to take as long as the last one."""
+    def is_due(self, step: int, *, at_end: bool = False) -> bool:
+        """Whether to measure this step, or the last one; a measurement is expected to take as long as the one before."""
         if self.every is not None:
-            return step % self.every == 0
+            return at_end or step % self.every == 0
         assert self.share is not None
         return self.spent + self.last <= self.share * (self.elapsed + self.last)
 

@@ -108,9 +108,10 @@ def test_no_more_than_a_share_when_measuring_takes_long(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("lmn.callback.measure", measure)
     callback = lmn.Callback(data()[0], overhead=0.05)
+    model = nn.Linear(4, 2)
     shares = []
     for step in range(2000):
-        callback(nn.Linear(4, 2), step)
+        callback(model, step)
         now[0] += 0.1
         shares.append(callback._schedule.share_so_far)
     steps = [row["step"] for row in callback.rows]
@@ -118,6 +119,8 @@ def test_no_more_than_a_share_when_measuring_takes_long(monkeypatch: pytest.Monk
     assert len(steps) == 3  # 9 s of 209, and a fourth would be 12 of 212
     assert shares[-1] <= 0.05
     assert all(share <= 0.05 + 1e-9 for step, share in enumerate(shares) if step > steps[1])
+    callback.close(model, 2000)  # nor the last one
+    assert len(callback.rows) == 3
 
 
 @pytest.mark.parametrize(
