@@ -1,8 +1,8 @@
 """The callback in training loops: when it measures, what it keeps, and that the training does not notice."""
 
+import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -283,48 +283,22 @@ def test_a_run_that_is_resumed_goes_on_in_the_same_file(tmp_path: Path) -> None:
     assert callback.history["wall_time"].is_monotonic_increasing
 
 
-_TRAINING = """
-import sys
-sys.path[:0] = {path!r}
-import torch
-import lmn
-from test_callback import OPTIONS, built, data
-model, optimizer = built()
-x, y = data()
-callback = lmn.Callback(x, every=1, path={file!r}, asynchronous={asynchronous}, **OPTIONS).attach(model, optimizer)
-step = 0
-while True:
-    optimizer.zero_grad()
-    torch.nn.functional.cross_entropy(model(x), y).backward()
-    optimizer.step()
-    step += 1
-    print(step, len(callback.rows), flush=True)
-"""
-
-
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_run_that_is_killed_keeps_what_was_measured(asynchronous: bool, tmp_path: Path) -> None:
-    """Killed at a random moment again and again, in one file."""
+    """Killed at 25 random moments, and resumed each time, in one file."""
     path = tmp_path / "history.jsonl"
-    script = _TRAINING.format(path=[str(Path(__file__).parent)], file=str(path), asynchronous=asynchronous)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    rng = np.random.default_rng(0)
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        told = 0
-        for line in process.stdout:
-            told = int(line.split()[1])
-            if told > 3:
-                break
-        time.sleep(rng.uniform(0, 0.2))
-        process.send_signal(signal.SIGKILL)
-        told = max([told, *(int(line.split()[1]) for line in process.stdout.read().splitlines() if len(line.split()) == 2)])
-    rows = journal.read(path)
-    steps = [row["step"] for row in rows]
-    assert len(rows) >= told
-    assert steps == sorted(set(steps))
+    command = [str(Path(__file__).with_name("killed_training.py")), str(path), "25", "asynchronous" if asynchronous else ""]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True, env=environment)
+    runs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(runs) == 25
+    for run in runs:
+        assert len(run["kept"]) >= run["told"]
+        assert run["kept"] == (sorted(set(run["kept"])) if asynchronous else list(range(len(run["kept"]))))
+    for before, after in itertools.pairwise(runs):
+        assert after["kept"][: len(before["kept"])] == before["kept"]
     with lmn.Callback(data()[0], every=1, path=path, **OPTIONS) as callback:  # it is whole, and nobody holds it
-        assert callback.history["step"].tolist() == steps
+        assert callback.history["step"].tolist() == runs[-1]["kept"]
 
 
 def test_two_runs_do_not_share_a_file(tmp_path: Path) -> None:
