@@ -36,6 +36,7 @@ CORES = (
     "hardswish",  # z clamp(z + 3, 0, 6) / 6
     "mish",  # z tanh(softplus(z))
 )
+STRAIGHT_CORES = frozenset({"identity", "abs", "clamp"})  # of linear pieces
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +12,12 @@ from torch import Tensor
 
 from lmn.kernels.activations import CORES
 from lmn.kernels.triton_products import PLAIN, SLOPED, WITH_SLOPES, products
-from lmn.kernels.triton_report import Configuration
-from lmn.kernels.triton_targets import precision_of
+from lmn.kernels.triton_report import Case, empty
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 _KEY = ("n_in", "n_out", "EPILOGUE", "CORE")
 _PLAIN = Tuned(products, _KEY, (
-    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 4, 2),
+    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 4, 2, registers=255),
     Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 3),
     Choice({"ROWS": 128, "INS": 32, "OUTS": 64}, 8, 2),
 ))  # fmt: skip
@@ -29,15 +29,15 @@ _WITH_SLOPES = Tuned(products, _KEY, (
 
 
 @torch.library.custom_op("lmn::products", mutates_args={"out"})
-def plain(a: Tensor, weights: Tensor, out: Tensor) -> None:
+def plain(a: Tensor, weights: Tensor, out: Tensor, precision: str = "") -> None:
     """out, (..., n_out), from a, (..., n_in), and weights, (n_in, n_out)."""
-    _launch(_PLAIN, a, weights, out, EPILOGUE=PLAIN.value)
+    _launch(_PLAIN, a, weights, out, precision, EPILOGUE=PLAIN.value)
 
 
 @torch.library.custom_op("lmn::products_sloped", mutates_args={"out"})
-def sloped(a: Tensor, weights: Tensor, slopes: Tensor, rows_a_point: int, out: Tensor) -> None:
+def sloped(a: Tensor, weights: Tensor, slopes: Tensor, rows_a_point: int, out: Tensor, precision: str = "") -> None:
     """And each row times the slopes, (n_points, n_out), of its point."""
-    _launch(_PLAIN, a, weights, out, EPILOGUE=SLOPED.value, slopes=slopes, rows_a_point=rows_a_point)
+    _launch(_PLAIN, a, weights, out, precision, EPILOGUE=SLOPED.value, slopes=slopes, rows_a_point=rows_a_point)
 
 
 @torch.library.custom_op("lmn::products_with_slopes", mutates_args={"out", "slopes"})
@@ -53,13 +53,14 @@ def with_slopes(
     kink: float,
     out: Tensor,
     slopes: Tensor,
+    precision: str = "",
 ) -> None:
     """And plus a bias, and through the activation after it, whose slopes go to slopes, of the shape of out."""
     rest = {"bias": bias, "scales": scales, "straights": straights, "p0": p0, "p1": p1, "kink": kink, "slopes": slopes}
-    _launch(_WITH_SLOPES, a, weights, out, EPILOGUE=WITH_SLOPES.value, CORE=core, **rest)
+    _launch(_WITH_SLOPES, a, weights, out, precision, EPILOGUE=WITH_SLOPES.value, CORE=core, **rest)
 
 
-def _launch(tuned: Tuned, a: Tensor, weights: Tensor, out: Tensor, **rest: Any) -> None:
+def _launch(tuned: Tuned, a: Tensor, weights: Tensor, out: Tensor, precision: str, **rest: Any) -> None:
     n_in, n_out = weights.shape
     n_rows = a.numel() // n_in
     if not n_rows:
@@ -75,17 +76,21 @@ def _launch(tuned: Tuned, a: Tensor, weights: Tensor, out: Tensor, **rest: Any) 
         n_rows=n_rows,
         n_in=n_in,
         n_out=n_out,
-        PRECISION=precision_of(a.device),
+        precision=precision,
     )
 
 
-def configurations() -> Iterator[Configuration]:
-    integers, floats = ("n_rows", "n_in", "n_out", "rows_a_point"), ("p0", "p1", "kink")
-    types = dict.fromkeys(integers, "i32") | dict.fromkeys(floats, "fp32")
-    for label, tuned, epilogue, core in (
-        ("plain", _PLAIN, PLAIN, "identity"),
-        ("sloped", _PLAIN, SLOPED, "identity"),
-        ("with slopes, mish", _WITH_SLOPES, WITH_SLOPES, "mish"),
-    ):
-        constants = {"EPILOGUE": epilogue.value, "CORE": CORES.index(core), "PRECISION": ""}
-        yield from tuned.configurations("products", label, constants, types)
+# ---- for the report ----------------------------------------------------------------------------------------------------
+
+
+def cases(thorough: bool) -> Iterator[Case]:
+    """Layers of 256 units, and of 200."""
+    for n in (256, 200) if thorough else (256,):
+        a, weights, of_units = empty(4096, n), empty(n, n), empty(n)
+        yield Case("products", f"plain, {n}", partial(plain, a, weights, empty(4096, n)))
+        for rows in (1, 10) if thorough else (10,):
+            label = f"sloped, {n}, {rows} rows a point"
+            yield Case("products", label, partial(sloped, empty(4096, rows, n), weights, a, rows, empty(4096, rows, n)))
+        for core in CORES if thorough else ("abs", "mish"):
+            rest = (of_units, of_units, of_units, CORES.index(core), 0.0, 0.0, 0.0, empty(4096, n), empty(4096, n))
+            yield Case("products", f"with slopes, {n}, {core}", partial(with_slopes, a, weights, *rest))

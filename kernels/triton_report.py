@@ -8,16 +8,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
+import torch
 import triton
 import triton.backends.nvidia
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
+from lmn.kernels.triton_targets import precision_on
+from lmn.kernels.triton_tuned import Choice, Launch, recorded
 from lmn.kernels.triton_work import RATES, works
 
 TARGETS = {
@@ -38,31 +40,31 @@ _MATRIX_UNIT = {
 
 
 @dataclass(frozen=True, eq=False)
-class Configuration:
-    """A kernel as it is launched.
+class Case:
+    """A call of an operator, of which the report tells what its kernel compiles to.
 
     Attributes
     ----------
     operation, label : str
-    kernel : triton.JITFunction
-    constants : dict
-        Its constexprs; ``PRECISION`` is the target's.
-    types : dict of str to str
-        Triton's names of the types of arguments that are no pointers to float32.
-    warps, stages : int
-        Of 32 threads; a target with warps of 64 gets half as many.
-    default : bool
-        Whether it is what is launched where nothing was timed, and must not spill.
+    call : callable
+        Launches one kernel.
     """
 
     operation: str
     label: str
-    kernel: Any
-    constants: dict[str, Any]
-    types: dict[str, str]
-    warps: int
-    stages: int
-    default: bool = True
+    call: Callable[[], None]
+
+    @cached_property
+    def launch(self) -> Launch:
+        with recorded() as launches:
+            self.call()
+        (found,) = launches
+        return found
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What a case is called with: of its values nothing is seen."""
+    return torch.empty(*shape, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class Compiled:
         return self.spills == 0 and self.shared <= SHARED[self.target]
 
 
-def configurations() -> Iterator[Configuration]:
-    """All configurations of all operations."""
+def cases(thorough: bool = False) -> Iterator[Case]:
+    """Of all operators: each flag of each kernel for the largest chains, or, if thorough, each activation and depth as well."""
     from lmn.kernels import triton_product_ops
     from lmn.kernels.connectivity import triton_ops as connectivity
     from lmn.kernels.jacobians import triton_ops as jacobians
@@ -101,24 +103,37 @@ def configurations() -> Iterator[Configuration]:
     from lmn.kernels.patterns import triton_ops as patterns
 
     for kernels in (triton_product_ops, connectivity, jacobians, patterns, local_complexity):
-        yield from kernels.configurations()
+        yield from kernels.cases(thorough)
 
 
-def compiled(configuration: Configuration, target: str) -> Compiled:
-    """Compile for a target; the interpreter must be off (TRITON_INTERPRET)."""
-    gpu = TARGETS[target]
-    amd = gpu.backend == "hip"
-    constants = dict(configuration.constants)
-    if "PRECISION" in constants:
-        constants["PRECISION"] = "ieee" if amd else "tf32x3"
-    names = configuration.kernel.arg_names
-    signature = {name: "constexpr" if name in constants else configuration.types.get(name, "*fp32") for name in names}
-    warps = max(1, configuration.warps * 32 // gpu.warp_size)
-    made = triton.compile(
-        ASTSource(configuration.kernel, signature, constants),
-        target=gpu,
-        options={"num_warps": warps, "num_stages": configuration.stages},
-    )
+class _Pretended:
+    """A driver of a GPU that is not here: so far as compiling goes, triton asks nothing else."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS[self._target]
+
+    def get_current_device(self) -> str:
+        return self._target  # what is compiled is kept by device
+
+    def get_current_stream(self, _device: str) -> int:
+        return 0
+
+
+def compiled(launch: Launch, choice: Choice, target: str) -> Compiled:
+    """Compile a launch for a target, as triton does where it launches.
+
+    For a process of its own: triton takes the target for the GPU from here on. Its interpreter must be off (TRITON_INTERPRET).
+    """
+    backend = TARGETS[target].backend
+    arguments = launch.arguments | choice.tile | choice.options(backend)
+    if "PRECISION" in arguments:
+        arguments["PRECISION"] = precision_on(backend)
+    triton.runtime.driver.set_active(_Pretended(target))
+    made = launch.tuned.kernel.warmup(**arguments, grid=(1,))
+    amd = backend == "hip"
     registers, spills = _of_amd(made.asm["amdgcn"]) if amd else _of_nvidia(made.asm["cubin"])
     text = made.asm["amdgcn" if amd else "ptx"]
     matrix = {name: len(re.findall(pattern, text)) for name, pattern in _MATRIX_UNIT.items()}
@@ -150,27 +165,41 @@ def _of_amd(assembly: str) -> tuple[int, int]:
     return number("vgpr_count"), number("vgpr_spill_count")  # scalar registers are kept in vector registers, not in memory
 
 
+Task = tuple[int, int, str]  # which case, which of its kernel's configurations, which target
+
+
 @cache
-def _all() -> list[Configuration]:
-    return list(configurations())
+def _all(thorough: bool) -> list[Case]:
+    return list(cases(thorough))
 
 
-def _compiled_number(number: int, target: str) -> Compiled:
-    return compiled(_all()[number], target)
+def _tasks(thorough: bool) -> Iterator[Task]:
+    """Every configuration that is launched where it fits."""
+    for number, case in enumerate(_all(thorough)):
+        launch = case.launch
+        for target, gpu in TARGETS.items():
+            for choice in launch.tuned.fitting(launch.arguments, gpu.backend):
+                yield number, launch.tuned.choices.index(choice), target
 
 
-def table(progress: Callable[[str], object]) -> bool:
+def _done(thorough: bool, task: Task) -> Compiled:
+    number, choice, target = task
+    launch = _all(thorough)[number].launch
+    return compiled(launch, launch.tuned.choices[choice], target)
+
+
+def table(progress: Callable[[str], object], *, thorough: bool = False) -> bool:
     """Compile everything for every target and tell a line each; whether all of it fits."""
     fits = True
     progress(f"{'kernel':<68} {'target':<7} {'registers':>9} {'spills':>6} {'shared':>7}  matrix unit")
-    tasks = [(number, target) for number in range(len(_all())) for target in TARGETS]
+    tasks = sorted(_tasks(thorough))
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for (number, target), found in zip(tasks, pool.map(_compiled_number, *zip(*tasks, strict=True)), strict=True):
-            configuration = _all()[number]
-            fits &= found.fits or not configuration.default
+        for (number, choice, target), found in zip(tasks, pool.map(partial(_done, thorough), tasks, chunksize=4), strict=True):
+            case = _all(thorough)[number]
+            fits &= found.fits
             matrix = ", ".join(f"{n} {name}" for name, n in found.matrix.items()) or "-"
-            label = f"{configuration.operation}: {configuration.label}"
-            note = "" if found.fits else "  DOES NOT FIT" if configuration.default else "  not a default"
+            label = f"{case.operation}: {case.label}, {case.launch.tuned.choices[choice]}"
+            note = "" if found.fits else "  DOES NOT FIT"
             progress(f"{label:<68} {target:<7} {found.registers:>9} {found.spills:>6} {found.shared:>7}  {matrix}{note}")
     progress("\nModelled times: operations and bytes over the data sheets' rates, one after the other; nobody measured them.")
     for work in works():

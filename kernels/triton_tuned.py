@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from lmn.kernels.triton_report import Configuration
+from lmn.kernels.triton_targets import backend_of, precision_on, warps_on
 
 Grid = tuple[int, ...] | Callable[[dict[str, Any]], tuple[int, ...]]
+
+_WAVES = 4  # programs a multiprocessor, from which on a launch says which configuration is the fastest
+
+
+def _always(_arguments: dict[str, Any], _backend: str) -> bool:
+    return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,28 +33,35 @@ class Choice:
     ----------
     tile : dict of str to int
     warps, stages : int
+    registers : int, optional
+        That a thread may have on NVIDIA, where ptxas would rather spill than have as many.
+    fits : callable
+        (arguments, "cuda" or "hip") to whether it fits the registers: only then it is launched.
     """
 
     tile: dict[str, int]
     warps: int
     stages: int = 1
-
-    @property
-    def warps_here(self) -> int:
-        """Warps of as many threads as AMD's have are half as many."""
-        return max(1, self.warps // 2) if torch.version.hip is not None else self.warps
+    registers: int | None = None
+    fits: Callable[[dict[str, Any], str], bool] = _always
 
     def __str__(self) -> str:
-        tile = " x ".join(map(str, self.tile.values()))
+        tile = " x ".join(str(value) for value in self.tile.values() if not isinstance(value, bool))
         return f"{tile + ', ' if tile else ''}{self.warps} warps" + (f", {self.stages} stages" if self.stages > 1 else "")
+
+    def options(self, backend: str) -> dict[str, int]:
+        """As a launch takes it."""
+        most = {"maxnreg": self.registers} if self.registers is not None and backend == "cuda" else {}
+        return {"num_warps": warps_on(backend, self.warps), "num_stages": self.stages} | most
 
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
     """A kernel and the few configurations that it is launched in.
 
-    Triton times them all at the first launch for each value of ``key``, and keeps what it found, on disk too where it can
-    (from Triton 3.4 on). Kernels must come to the same when they are run again. Triton's interpreter takes the first.
+    Triton times those that fit at the first large launch for each value of ``key``, and keeps what it found, on disk too where
+    it can (from Triton 3.4 on). Kernels must come to the same when they are run again. A launch that is too small to tell, and
+    Triton's interpreter, takes the first that fits.
 
     Attributes
     ----------
@@ -60,39 +74,65 @@ class Tuned:
     kernel: Any
     key: tuple[str, ...]
     choices: tuple[Choice, ...]
+    _autotuners: dict[tuple[Choice, ...], Any] = field(default_factory=dict)
 
-    def launch(self, grid: Grid, **arguments: Any) -> None:
+    def fitting(self, arguments: dict[str, Any], backend: str) -> tuple[Choice, ...]:
+        return tuple(choice for choice in self.choices if choice.fits(arguments, backend))
+
+    def launch(self, grid: Grid, precision: str = "", **arguments: Any) -> None:
         """Run the kernel on the device that its tensors are on.
 
         Parameters
         ----------
         grid : tuple of int, or function of the constexprs to such
+        precision : str
+            "ieee", "tf32x3" or "tf32", of the kernel's products; by default what the device does float32 with.
         """
         device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
-        if os.environ.get("TRITON_INTERPRET") == "1":
-            self.kernel[grid](**arguments, **self.choices[0].tile)
+        backend = backend_of(device)
+        if "PRECISION" in self.kernel.arg_names:
+            arguments["PRECISION"] = precision or precision_on(backend)
+        launches = _recorded.get()
+        if launches is not None:
+            launches.append(Launch(self, arguments))
+            return
+        choices = self.fitting(arguments, backend)
+        first = choices[0]
+        if backend == "cpu":
+            self.kernel[grid](**arguments, **first.tile)
             return
         with torch.cuda.device(device):
-            self._tuned[grid](**arguments)
+            programs = math.prod(grid(first.tile) if callable(grid) else grid)
+            if len(choices) == 1 or programs < _WAVES * torch.cuda.get_device_properties(device).multi_processor_count:
+                self.kernel[grid](**arguments, **first.tile, **first.options(backend))
+            else:
+                self._fastest_of(choices, backend)[grid](**arguments)
 
-    @cached_property
-    def _tuned(self) -> Any:
-        configs = [triton.Config(each.tile, num_warps=each.warps_here, num_stages=each.stages) for each in self.choices]
-        on_disk = {"cache_results": True} if "cache_results" in inspect.signature(triton.autotune).parameters else {}
-        return triton.autotune(configs=configs, key=list(self.key), **on_disk)(self.kernel)
+    def _fastest_of(self, choices: tuple[Choice, ...], backend: str) -> Any:
+        if choices not in self._autotuners:
+            configs = [triton.Config(each.tile, **each.options(backend)) for each in choices]
+            on_disk = {"cache_results": True} if "cache_results" in inspect.signature(triton.autotune).parameters else {}
+            self._autotuners[choices] = triton.autotune(configs=configs, key=list(self.key), **on_disk)(self.kernel)
+        return self._autotuners[choices]
 
-    def configurations(
-        self, operation: str, label: str, constants: dict[str, Any], types: dict[str, str], defaults: Sequence[int] = (0,)
-    ) -> Iterator[Configuration]:
-        """For the report: all choices, of which those numbered as defaults must not spill."""
-        for number, each in enumerate(self.choices):
-            yield Configuration(
-                operation,
-                f"{label}, {each}",
-                self.kernel,
-                constants | each.tile,
-                types,
-                each.warps,
-                each.stages,
-                default=number in defaults,
-            )
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """What a kernel was to be launched with, but for a choice among its configurations."""
+
+    tuned: Tuned
+    arguments: dict[str, Any]
+
+
+_recorded = ContextVar[list[Launch] | None]("_recorded", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Within, launches are noted here and not made."""
+    launches: list[Launch] = []
+    token = _recorded.set(launches)
+    try:
+        yield launches
+    finally:
+        _recorded.reset(token)

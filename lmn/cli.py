@@ -174,6 +174,10 @@ def doctor(
             "compiler says and what the arithmetic makes one expect.",
         ),
     ] = False,
+    thorough: Annotated[
+        bool,
+        typer.Option("--thorough", help="With --kernels: of each activation and depth; an hour."),
+    ] = False,
 ) -> None:
     """Print versions, what the processor can do, and which backends run here, or why one can't.
 
@@ -181,7 +185,7 @@ def doctor(
     """
     if kernels:
         with _errors_in_one_line():
-            _compile_kernels()
+            _compile_kernels(thorough)
         return
     print(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     for package in ("lmn", "torch", "triton", "numpy", "numba", "matplotlib", "scikit-learn"):
@@ -195,13 +199,13 @@ def doctor(
             print(f"  {backend:<10} {state}")
 
 
-def _compile_kernels() -> None:
+def _compile_kernels(thorough: bool) -> None:
     if find_spec("triton") is None:
         raise LmnError("the kernels need triton; pip install 'lmn[gpu]'.")
     os.environ["TRITON_INTERPRET"] = "0"  # which is asked when they are imported
     from lmn.kernels.triton_report import table
 
-    if not table(print):
+    if not table(print, thorough=thorough):
         raise LmnError("some kernels do not fit their registers or shared memory, see above.")
 
 

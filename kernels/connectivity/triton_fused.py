@@ -42,17 +42,20 @@ def _through(deviation, weights, layer, rows, columns, WIDTH: tl.constexpr, PREC
 
 @triton.jit
 def _at_ends(z_high, z_low, j, i, layer, width, columns, present, parameters, WIDTH: tl.constexpr, CORE: tl.constexpr):
-    """Of one layer: z of sample i, its core, and by how much both differ at the samples j."""
+    """Of one layer: by how much z differs at the samples j, its core at sample i, and by how much that differs."""
     p0, p1 = tl.load(parameters + 2 * layer), tl.load(parameters + 2 * layer + 1)
     of_layer = layer * WIDTH + columns
     z = tl.load(z_high + i * width + of_layer)
     dz = _difference(z_high, z_low, j, i, width, of_layer, present)
     at_i = core(z, p0, p1, CORE)
-    return z, dz, at_i, core(z[None, :] + dz, p0, p1, CORE) - at_i[None, :]
+    return dz, at_i, core(z[None, :] + dz, p0, p1, CORE) - at_i[None, :]
 
 
 @triton.jit
-def _layer(t, z, dz, at_i, dcore, shift, scales, slopes, parameters, layer, columns, WIDTH: tl.constexpr, CORE: tl.constexpr):
+def _layer(
+    t, z_of_i, dz, at_i, dcore, shift, scales, slopes, parameters, layer, columns, WIDTH: tl.constexpr, CORE: tl.constexpr
+):
+    z = tl.load(z_of_i + layer * WIDTH + columns)
     p0, p1 = tl.load(parameters + 2 * layer), tl.load(parameters + 2 * layer + 1)
     scale, slope = tl.load(scales + layer * WIDTH + columns), tl.load(slopes + layer * WIDTH + columns)
     return deviation(t, z[None, :], dz, at_i[None, :], dcore, shift, scale[None, :], slope[None, :], p0, p1, CORE)
@@ -104,6 +107,7 @@ def fused(
     WIDTH: tl.constexpr,
     OUTPUTS: tl.constexpr,
     PAIRS: tl.constexpr,
+    RELOADS: tl.constexpr,
     CORE0: tl.constexpr,
     CORE1: tl.constexpr,
     CORE2: tl.constexpr,
@@ -114,7 +118,8 @@ def fused(
 
     z are (n_points, DEPTH * WIDTH) and y (n_points, OUTPUTS), in two floats; weights (DEPTH, WIDTH, WIDTH), units to units;
     scales and slopes (DEPTH, WIDTH); parameters (DEPTH, 2); noise (OUTPUTS,); all float32, zero where a layer is narrower;
-    ``nothing`` is 0. What float32 can't do to the tolerance is NaN.
+    ``nothing`` is 0. With RELOADS z of sample i is loaded at each step, and not kept in registers. What float32 can't do to the
+    tolerance is NaN.
     """
     i = (first_row + tl.program_id(0)).to(tl.int64)
     first = (first_column // PAIRS + tl.program_id(1)) * PAIRS
@@ -124,30 +129,32 @@ def fused(
     wanted = (j > i) & (j >= first_column) & (j < n_points)
     columns, outputs = tl.arange(0, WIDTH), tl.arange(0, OUTPUTS)
     width = DEPTH * WIDTH
-    z0, dz0, at0, dc0 = _at_ends(z_high, z_low, j, i, 0, width, columns, wanted, parameters, WIDTH, CORE0)
+    dz0, at0, dc0 = _at_ends(z_high, z_low, j, i, 0, width, columns, wanted, parameters, WIDTH, CORE0)
     if DEPTH > 1:
-        z1, dz1, at1, dc1 = _at_ends(z_high, z_low, j, i, 1, width, columns, wanted, parameters, WIDTH, CORE1)
+        dz1, at1, dc1 = _at_ends(z_high, z_low, j, i, 1, width, columns, wanted, parameters, WIDTH, CORE1)
     if DEPTH > 2:
-        z2, dz2, at2, dc2 = _at_ends(z_high, z_low, j, i, 2, width, columns, wanted, parameters, WIDTH, CORE2)
+        dz2, at2, dc2 = _at_ends(z_high, z_low, j, i, 2, width, columns, wanted, parameters, WIDTH, CORE2)
     if DEPTH > 3:
-        z3, dz3, at3, dc3 = _at_ends(z_high, z_low, j, i, 3, width, columns, wanted, parameters, WIDTH, CORE3)
+        dz3, at3, dc3 = _at_ends(z_high, z_low, j, i, 3, width, columns, wanted, parameters, WIDTH, CORE3)
     s1 = tl.zeros((PAIRS, OUTPUTS), tl.float32)
     s2 = tl.zeros((PAIRS, OUTPUTS), tl.float32)
     s3 = tl.zeros((PAIRS, OUTPUTS), tl.float32)
     for step in range(1, m - 1):
         t = step * 1.0 / (m - 1)
-        here = weights + step * nothing
+        here, z_of_i = weights + step * nothing, z_high + i * width
+        if RELOADS:
+            z_of_i += step * nothing
         none = tl.zeros((PAIRS, WIDTH), tl.float32)
-        u = _layer(t, z0, dz0, at0, dc0, none, scales, slopes, parameters, 0, columns, WIDTH, CORE0)
+        u = _layer(t, z_of_i, dz0, at0, dc0, none, scales, slopes, parameters, 0, columns, WIDTH, CORE0)
         if DEPTH > 1:
             u = _through(u, here, 0, columns, columns, WIDTH, PRECISION)
-            u = _layer(t, z1, dz1, at1, dc1, u, scales, slopes, parameters, 1, columns, WIDTH, CORE1)
+            u = _layer(t, z_of_i, dz1, at1, dc1, u, scales, slopes, parameters, 1, columns, WIDTH, CORE1)
         if DEPTH > 2:
             u = _through(u, here, 1, columns, columns, WIDTH, PRECISION)
-            u = _layer(t, z2, dz2, at2, dc2, u, scales, slopes, parameters, 2, columns, WIDTH, CORE2)
+            u = _layer(t, z_of_i, dz2, at2, dc2, u, scales, slopes, parameters, 2, columns, WIDTH, CORE2)
         if DEPTH > 3:
             u = _through(u, here, 2, columns, columns, WIDTH, PRECISION)
-            u = _layer(t, z3, dz3, at3, dc3, u, scales, slopes, parameters, 3, columns, WIDTH, CORE3)
+            u = _layer(t, z_of_i, dz3, at3, dc3, u, scales, slopes, parameters, 3, columns, WIDTH, CORE3)
         u = _through(u, here, DEPTH - 1, columns, outputs, WIDTH, PRECISION)
         s1 += u
         s2 += (t - 0.5) * u

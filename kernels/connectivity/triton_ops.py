@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,14 +15,27 @@ from lmn.kernels.activations import CORES
 from lmn.kernels.connectivity.triton_fused import fused
 from lmn.kernels.connectivity.triton_wide import activations, sums
 from lmn.kernels.triton_host import LEAST, MOST_DEPTH, numbered
-from lmn.kernels.triton_report import Configuration
-from lmn.kernels.triton_targets import precision_of
+from lmn.kernels.triton_report import Case, empty
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 PAIRS = 16  # of a fused tile: the rows of one instruction of the matrix unit
 _NARROW, _WIDE = 64, 128  # units of a layer up to which a tail of any depth, or of two layers, fits the registers
 _NARROW_KEY = ("DEPTH", "WIDTH", "OUTPUTS", "CORE0", "CORE1", "CORE2", "CORE3")
-_TUNED = Tuned(fused, _NARROW_KEY, (Choice({}, 4), Choice({}, 8)))
+
+
+def _is_small(arguments: dict[str, Any], _backend: str) -> bool:
+    return bool(arguments["DEPTH"] * arguments["WIDTH"] <= _WIDE)
+
+
+def _needs_registers(arguments: dict[str, Any], backend: str) -> bool:
+    return backend == "cuda" and arguments["WIDTH"] > _NARROW and arguments["DEPTH"] > 1
+
+
+_TUNED = Tuned(fused, _NARROW_KEY, (
+    Choice({"RELOADS": False}, 4, fits=_is_small),
+    Choice({"RELOADS": False}, 8, fits=lambda arguments, backend: not _needs_registers(arguments, backend)),
+    Choice({"RELOADS": True}, 8, fits=_needs_registers),
+))  # fmt: skip
 _DEVIATIONS = Tuned(activations, (), (Choice({"PAIRS": 32, "UNITS": 64}, 4, 2),))  # in place: not to be run again
 _SUMS = Tuned(sums, (), (Choice({"PAIRS": 32, "OUTS": 32}, 4, 2),))
 
@@ -47,6 +61,7 @@ def narrow_pairs(
     constant: float,
     tolerance: float,
     out: Tensor,
+    precision: str = "",
 ) -> None:
     """r² of rows of pairs to out, (n_points, n_points): see ``fused``, of which these are the arrays."""
     n_points, (depth, width) = len(out), scales.shape
@@ -79,7 +94,7 @@ def narrow_pairs(
         OUTPUTS=y_high.shape[1],
         PAIRS=PAIRS,
         **numbered(cores),
-        PRECISION=precision_of(out.device),
+        precision=precision,
     )
 
 
@@ -174,23 +189,38 @@ def fused_for(units: list[int], n_out: int) -> Fused | None:
 
 # ---- for the report ----------------------------------------------------------------------------------------------------
 
-_INTEGERS = ("first_row", "first_column", "n_points", "n_out", "m", "nothing", "n_pairs", "n_units", "n_rows", "n_in")
-_FLOATS = ("sxx", "constant", "tolerance", "p0", "p1")
-_TYPES = dict.fromkeys(_INTEGERS, "i32") | dict.fromkeys(_FLOATS, "fp32") | dict.fromkeys(("i_of", "j_of"), "*i32")
 
-
-def configurations() -> Iterator[Configuration]:
-    """The widest and the deepest of each kind of fused kernel, and the wide chains' kernels."""
-    for units, n_out in (((100,), 31), ((100, 100), 31), ((64,) * 4, 64), ((32,), 10)):
-        sizes = fused_for(list(units), n_out)
-        assert sizes is not None
-        for core in ("ztanh", "zerf") if len(units) == 2 else ("ztanh",):
-            constants: dict[str, Any] = {"DEPTH": sizes.depth, "WIDTH": sizes.width, "OUTPUTS": sizes.outputs, "PAIRS": PAIRS}
-            constants |= numbered([CORES.index(core)] * MOST_DEPTH) | {"PRECISION": ""}
-            label = f"{sizes.depth} x {sizes.width} to {sizes.outputs}, {core}"
-            default = 1 if sizes.width > _NARROW or sizes.depth > 2 else 0
-            yield from _TUNED.configurations("connectivity", label, constants, _TYPES, [default])
+def cases(thorough: bool) -> Iterator[Case]:
+    """The paper's tail, the widest and the deepest of fused kernels, and a layer of a wide chain."""
+    sizes = [((100,), 31), ((100, 100), 31), ((64,) * 4, 64), ((32,), 10)]
+    sizes += [((64,) * depth, n_out) for depth in (1, 2, 3) for n_out in (1, 64)] if thorough else []
+    for units, n_out in sizes:
+        found = fused_for(list(units), n_out)
+        assert found is not None
+        for core in CORES if thorough else ("ztanh", "zerf"):
+            label = f"{found.depth} x {found.width} to {found.outputs}, {core}"
+            yield Case("connectivity", label, partial(_narrow_case, found, n_out, CORES.index(core)))
     for core in CORES[1:]:
-        constants = {"SHIFTED": True, "CORE": CORES.index(core)}
-        yield from _DEVIATIONS.configurations("connectivity", f"wide, {core}", constants, _TYPES)
-    yield from _SUMS.configurations("connectivity", "wide, sums", {}, _TYPES)
+        for shifted in (False, True) if thorough else (True,):
+            label = f"wide, {core}{'' if shifted else ', first'}"
+            yield Case("connectivity", label, partial(_wide_case, CORES.index(core), shifted))
+    yield Case("connectivity", "wide, sums", _sums_case)
+
+
+def _narrow_case(sizes: Fused, n_out: int, core: int) -> None:
+    n, depth, width, outputs = 768, sizes.depth, sizes.width, sizes.outputs
+    z, y, of_units = empty(n, depth * width), empty(n, outputs), empty(depth, width)
+    narrow_pairs(
+        z, z, y, y, empty(depth, width, width), of_units, of_units, empty(depth, 2), empty(outputs), [core] * depth,
+        first_row=0, n_rows=n, first_column=0, n_out=n_out, m=21, sxx=1.0, constant=0.0, tolerance=0.0, out=empty(n, n),
+    )  # fmt: skip
+
+
+def _wide_case(core: int, shifted: bool) -> None:
+    z, of_units, pairs = empty(768, 256), empty(256), empty(4096, dtype=torch.int32)
+    deviations(z, z, of_units, of_units, pairs, pairs, core, 0.0, 0.0, shifted, empty(19, 4096, 256))
+
+
+def _sums_case() -> None:
+    y, pairs = empty(768, 10), empty(4096, dtype=torch.int32)
+    r_squared(empty(19, 4096, 10), y, y, empty(10), pairs, pairs, 1.0, 0.0, 0.0, empty(768, 768))

@@ -114,7 +114,8 @@ def fused(
         row = tl.arange(0, POINTS)
         begins = tl.load(start + row[:, None] * WIDTH + columns[None, :], mask=(row < n_rows)[:, None], other=0.0)
         square = (row < n_rows)[:, None] & (row < n_rows)[None, :]
-        for which in range(POINTS):
+        first_point = tl.program_id(0).to(tl.int64) * POINTS
+        for which in range(tl.minimum(POINTS, n_points - first_point)):
             here = matrices + which * nothing
             rows = begins * _of_point(s0, which, POINTS)
             p1, p2, p3 = _of_point(s1, which, POINTS), _of_point(s2, which, POINTS), _of_point(s3, which, POINTS)
@@ -127,7 +128,8 @@ def fused(
                     values = tl.dot(rows, w, input_precision=PRECISION)
                     gram = tl.dot(values, tl.trans(values), gram, input_precision=PRECISION)
             else:
-                gram = tl.dot(rows, tl.trans(rows), gram, input_precision=PRECISION)
-            point = tl.program_id(0).to(tl.int64) * POINTS + which
-            place = out + point * n_rows * n_rows + row[:, None] * n_rows + row[None, :]
-            tl.store(place, gram, mask=square & (point < n_points))
+                # Once, in a loop: beside the other products all of them would be shared out to warps as this square one is.
+                for _ in range(nothing, 1):
+                    gram = tl.dot(rows, tl.trans(rows), gram, input_precision=PRECISION)
+            place = out + (first_point + which) * n_rows * n_rows + row[:, None] * n_rows + row[None, :]
+            tl.store(place, gram, mask=square)

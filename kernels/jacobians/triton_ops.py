@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Optional
 
 import torch
 import triton
 from torch import Tensor
 
-from lmn.kernels.activations import CORES
+from lmn.kernels.activations import CORES, STRAIGHT_CORES
 from lmn.kernels.jacobians.triton_fused import GRAM, STORED, fused
 from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, numbered
-from lmn.kernels.triton_report import Configuration
-from lmn.kernels.triton_targets import precision_of
+from lmn.kernels.triton_report import Case, empty
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, COLUMNS = 16, 32
 _KEY = ("REVERSE", "ENDS", "MODE", "DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "CORE3", "n_in", "n_columns")
-_TUNED = Tuned(fused, _KEY, (Choice({}, 4), Choice({}, 8)))
+
+
+def _has_registers(arguments: dict[str, Any], backend: str) -> bool:
+    """Cores with a slope of their own take what is left."""
+    cores = (arguments[f"CORE{layer}"] for layer in range(arguments["DEPTH"]))
+    return backend == "hip" or arguments["DEPTH"] < 3 or all(CORES[core] in STRAIGHT_CORES for core in cores)
+
+
+_TUNED = Tuned(fused, _KEY, (Choice({}, 4, fits=_has_registers), Choice({}, 8, registers=255)))
 
 
 @torch.library.custom_op("lmn::jacobians", mutates_args={"out"})
@@ -38,6 +47,7 @@ def narrow_maps(
     reverse: bool,
     grams: bool,
     out: Tensor,
+    precision: str = "",
 ) -> None:
     """Jacobians at x, (n, n_in), or the inner products of their rows, to out: see ``fused``, of which these are the arrays."""
     n_rows = len(start)
@@ -75,28 +85,29 @@ def narrow_maps(
         INS=INS,
         COLUMNS=COLUMNS,
         **numbered(cores),
-        PRECISION=precision_of(x.device),
+        precision=precision,
     )
 
 
 # ---- for the report ----------------------------------------------------------------------------------------------------
 
-_INTEGERS = ("n_points", "n_in", "n_rows", "n_columns", "row_stride", "column_stride", "nothing")
+
+def cases(thorough: bool) -> Iterator[Case]:
+    """Forward and reverse, with a last map and without, from the deepest chains."""
+    for depth in range(1, MOST_DEPTH + 1) if thorough else (1, MOST_DEPTH):
+        for core in CORES if thorough else ("abs", "mish"):
+            for grams, ends, reverse in itertools.product((False, True), repeat=3):
+                label = f"{depth} x {MOST_WIDTH} {core}, {'inner products' if grams else 'stored'}"
+                label += f", {'reverse' if reverse else 'forward'}{'' if ends else ', narrowed'}"
+                if thorough or reverse:
+                    yield Case("jacobians", label, partial(_case, depth, CORES.index(core), grams, ends, reverse))
 
 
-def configurations() -> Iterator[Configuration]:
-    types = dict.fromkeys(_INTEGERS, "i32")
-    for core in ("abs", "mish"):
-        for label, mode in (("stored", STORED), ("inner products", GRAM)):
-            constants: dict[str, Any] = {
-                "REVERSE": True,
-                "ENDS": True,
-                "MODE": mode.value,
-                "DEPTH": MOST_DEPTH,
-                "WIDTH": MOST_WIDTH,
-            }
-            constants |= {"POINTS": POINTS, "INS": INS, "COLUMNS": COLUMNS, "PRECISION": ""}
-            constants |= dict.fromkeys(("CORE0", "CORE1", "CORE2", "CORE3"), CORES.index(core))
-            of = f"{MOST_DEPTH} x {MOST_WIDTH} {core}, {label}"
-            # What a core and its slope take besides a tile's slopes and a matrix has to fit the registers.
-            yield from _TUNED.configurations("jacobians", of, constants, types, [0] if core == "abs" else [1])
+def _case(depth: int, core: int, grams: bool, ends: bool, reverse: bool) -> None:
+    n, n_in, n_rows, width = 4096, 64, 10, MOST_WIDTH
+    of_units, between = empty(depth, width), empty(max(1, depth - 1), width, width)
+    narrow_maps(
+        empty(n, n_in), empty(n_in, width), empty(width), between, empty(max(1, depth - 1), width), of_units, of_units,
+        empty(depth, 3), empty(n_rows, width), between, empty(width, n_in) if ends else None, [core] * depth, reverse, grams,
+        empty(n, n_rows, n_rows if grams else n_in),
+    )  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from typing import Any, Optional
+from functools import partial
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -12,13 +14,12 @@ from lmn.kernels.activations import CORES
 from lmn.kernels.local_complexity.triton_fused import fused
 from lmn.kernels.local_complexity.triton_wide import layer as wide_layer
 from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, numbered
-from lmn.kernels.triton_report import Configuration
-from lmn.kernels.triton_targets import precision_of
+from lmn.kernels.triton_report import Case, empty
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, UNITS = 16, 64
 _NARROW = Tuned(fused, ("DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "n_in", "n_directions"), (
-    Choice({"VERTICES": 16}, 8), Choice({"VERTICES": 32}, 8)
+    Choice({"VERTICES": 16}, 8, registers=255), Choice({"VERTICES": 32}, 8, fits=lambda _arguments, backend: backend == "cuda")
 ))  # fmt: skip
 _LAYER = Tuned(wide_layer, ("FIRST", "LAST", "CORE", "n_in", "n_units", "n_directions"), (
     Choice({"VERTICES": 32}, 8, 2), Choice({"VERTICES": 16}, 8, 2)
@@ -40,6 +41,7 @@ def narrow_counts(
     layout: Tensor,
     cores: list[int],
     counts: Tensor,
+    precision: str = "",
 ) -> None:
     """Counts at x, (n, n_in), to counts, (n, n_layers), int32: see ``fused``, of which these are the arrays."""
     if not len(x):
@@ -68,7 +70,7 @@ def narrow_counts(
         WIDTH=width,
         INS=INS,
         **numbered(cores, MOST_DEPTH - 1),
-        PRECISION=precision_of(x.device),
+        precision=precision,
     )
 
 
@@ -87,6 +89,7 @@ def layer_counts(
     p1: float,
     out: Tensor,
     counts: Tensor,
+    precision: str = "",
 ) -> None:
     """Of a layer's units, some a block, to counts, (n, n_blocks), int32; activations to out, unless it is empty.
 
@@ -118,28 +121,38 @@ def layer_counts(
         CORE=core,
         INS=32,
         UNITS=UNITS,
-        PRECISION=precision_of(weights.device),
+        precision=precision,
     )
 
 
 # ---- for the report ----------------------------------------------------------------------------------------------------
 
-_INTEGERS = ("n_in", "n_directions", "n_layers", "nothing", "n_units", "n_breakpoints")
-_TYPES = dict.fromkeys(_INTEGERS, "i32") | dict.fromkeys(("layout", "counts"), "*i32") | dict.fromkeys(("p0", "p1"), "fp32")
+
+def cases(thorough: bool) -> Iterator[Case]:
+    """The deepest narrow chains, and layers of wide ones: the first, those between, the last."""
+    for depth in range(1, MOST_DEPTH + 1) if thorough else (MOST_DEPTH,):
+        for core in CORES[1:] if thorough else ("abs", "mish"):
+            yield Case("local complexity", f"{depth} x {MOST_WIDTH} {core}", partial(_narrow_case, depth, CORES.index(core)))
+    for core in CORES[1:] if thorough else ("mish",):
+        for first, last in itertools.product((True, False), repeat=2):
+            label = f"{'first' if first else 'later'} layer{', the last' if last else ''}, {core}"
+            yield Case("local complexity", label, partial(_layer_case, CORES.index(core), first, last))
 
 
-def configurations() -> Iterator[Configuration]:
-    for core in ("abs", "mish"):
-        constants: dict[str, Any] = {
-            "MOST_BREAKPOINTS": 2,
-            "DEPTH": MOST_DEPTH,
-            "WIDTH": MOST_WIDTH,
-            "INS": INS,
-            "PRECISION": "",
-        }
-        constants |= dict.fromkeys(("CORE0", "CORE1", "CORE2"), CORES.index(core))
-        of = f"{MOST_DEPTH} x {MOST_WIDTH} {core}"
-        yield from _NARROW.configurations("local complexity", of, constants, _TYPES)
-    for label, first in (("first", True), ("later", False)):
-        constants = {"FIRST": first, "LAST": False, "CORE": CORES.index("mish"), "INS": 32, "UNITS": UNITS, "PRECISION": ""}
-        yield from _LAYER.configurations("local complexity", f"{label} layer, mish", constants, _TYPES)
+def _narrow_case(depth: int, core: int) -> None:
+    n, n_in, width = 4096, 64, MOST_WIDTH
+    of_units = empty(depth, width)
+    narrow_counts(
+        empty(n, n_in), empty(n_in, width), empty(width), empty(max(1, depth - 1), width, width),
+        empty(max(1, depth - 1), width), of_units, of_units, empty(depth, 3), empty(25, width), empty(depth, 1),
+        empty(depth, 3, dtype=torch.int32), [core] * depth, empty(n, depth, dtype=torch.int32),
+    )  # fmt: skip
+
+
+def _layer_case(core: int, first: bool, last: bool) -> None:
+    n, n_in, n_units = 64, 256, 256
+    of_units = empty(n_units)
+    layer_counts(
+        None if first else empty(50 * n, n_in), empty(n_in, n_units), of_units, empty(n, n_units), empty(25, n_units),
+        of_units, of_units, empty(1), core, 0.0, 0.0, empty(0 if last else 50 * n, n_units), empty(n, 4, dtype=torch.int32),
+    )  # fmt: skip

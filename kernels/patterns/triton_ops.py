@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from typing import Any, Optional
+from functools import partial
+from typing import Optional
 
 import torch
 import triton
@@ -14,16 +16,15 @@ from lmn.kernels.patterns.triton_bits import hashed, pack
 from lmn.kernels.patterns.triton_fused import fused
 from lmn.kernels.patterns.triton_wide import layer
 from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, numbered
-from lmn.kernels.triton_report import Configuration
-from lmn.kernels.triton_targets import precision_of
+from lmn.kernels.triton_report import Case, empty
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, UNITS = 16, 64
 _PACKED = 64  # points of a tile
 _KEY = ("GRID", "INDEXED", "EDGES", "MOST_BREAKPOINTS", "DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "n_in")
-_NARROW = Tuned(fused, _KEY, (Choice({}, 8), Choice({}, 4)))
+_NARROW = Tuned(fused, _KEY, (Choice({}, 8, registers=255), Choice({}, 4, registers=255)))
 _LAYER = Tuned(layer, ("EDGES", "LAST", "CORE", "n_in", "n_units"), (
-    Choice({"ROWS": 128}, 8, 2), Choice({"ROWS": 32}, 8, 2)
+    Choice({"ROWS": 128}, 8, 2, registers=255), Choice({"ROWS": 32}, 8, 2)
 ))  # fmt: skip
 _PACK = Tuned(pack, (), (Choice({}, 4),))
 _HASH = Tuned(hashed, (), (Choice({}, 2),))
@@ -49,6 +50,7 @@ def narrow_patterns(
     edges: bool,
     words: Tensor,
     hashes: Tensor,
+    precision: str = "",
 ) -> None:
     """The patterns of points, of x or of a grid, and their hashes, int64: see ``fused``, of which these are the arrays."""
     n, n_words = words.shape
@@ -86,7 +88,7 @@ def narrow_patterns(
         POINTS=POINTS,
         INS=INS,
         **numbered(cores, MOST_DEPTH - 1),
-        PRECISION=precision_of(words.device),
+        precision=precision,
     )
 
 
@@ -105,6 +107,7 @@ def layer_patterns(
     out: Tensor,
     words: Tensor,
     edges: Tensor,
+    precision: str = "",
 ) -> None:
     """The words of a wide layer at u, (n, n_in); activations to out, edges to edges, unless they are empty: see ``layer``."""
     n, n_units = len(u), len(bias)
@@ -134,7 +137,7 @@ def layer_patterns(
         CORE=core,
         INS=32,
         UNITS=UNITS,
-        PRECISION=precision_of(u.device),
+        precision=precision,
     )
 
 
@@ -169,27 +172,42 @@ def hash_words(words: Tensor, hashes: Tensor) -> None:
 
 # ---- for the report ----------------------------------------------------------------------------------------------------
 
-_INTEGERS = ("n_points", "n_in", "n_axes", "n_words", "n_units", "n_breakpoints", "first_word")
-_TYPES = dict.fromkeys(_INTEGERS, "i32") | {"begin": "i64", "layout": "*i32"}
-_TYPES |= {"edges": "*i32", "p0": "fp32", "p1": "fp32"} | dict.fromkeys(("words", "hashes", "indices", "counts"), "*i64")
+
+def cases(thorough: bool) -> Iterator[Case]:
+    """Of points of a grid and of samples, with points on edges told apart and not, of the deepest chains."""
+    for depth in range(1, MOST_DEPTH + 1) if thorough else (MOST_DEPTH,):
+        for core in CORES[1:] if thorough else ("abs", "clamp"):
+            for points, edges in itertools.product(("grid", "some of a grid", "samples"), (False, True)):
+                if thorough or edges or (points, core) == ("grid", "abs"):
+                    label = f"{depth} x {MOST_WIDTH} {core}, {points}{', edges' if edges else ''}"
+                    yield Case("patterns", label, partial(_narrow_case, depth, core, points, edges))
+    for core, edges, last in itertools.product(CORES[1:] if thorough else ("abs", "clamp"), (False, True), (False, True)):
+        label = f"layer, {core}{', last' if last else ''}{', edges' if edges else ''}"
+        if thorough or edges:
+            yield Case("patterns", label, partial(_layer_case, core, edges, last))
+    yield Case("patterns", "pack", lambda: pack_bits(empty(4096, 256), empty(1), 0, empty(4096, 4, dtype=torch.int64)))
+    yield Case(
+        "patterns", "hash", lambda: hash_words(empty(4096, 4, dtype=torch.int64), empty(4096, 2, dtype=torch.int64))
+    )  # fmt: skip
 
 
-def configurations() -> Iterator[Configuration]:
-    for label, core, most, grid in (
-        ("abs, grid", "abs", 1, True), ("abs, samples", "abs", 1, False), ("clamp, samples", "clamp", 2, False)
-    ):  # fmt: skip
-        constants: dict[str, Any] = {
-            "GRID": grid,
-            "INDEXED": False,
-            "EDGES": True,
-            "MOST_BREAKPOINTS": most,
-            "DEPTH": MOST_DEPTH,
-        }
-        constants |= {"WIDTH": MOST_WIDTH, "POINTS": POINTS, "INS": INS, "PRECISION": ""}
-        constants |= dict.fromkeys(("CORE0", "CORE1", "CORE2"), CORES.index(core))
-        yield from _NARROW.configurations("patterns", f"{MOST_DEPTH} x {MOST_WIDTH} {label}", constants, _TYPES)
-    for core in ("abs", "clamp"):
-        constants = {"LAST": False, "EDGES": True, "CORE": CORES.index(core), "INS": 32, "UNITS": UNITS, "PRECISION": ""}
-        yield from _LAYER.configurations("patterns", f"layer, {core}", constants, _TYPES)
-    yield from _PACK.configurations("patterns", "pack", {"POINTS": _PACKED}, _TYPES)
-    yield from _HASH.configurations("patterns", "hash", {"POINTS": _PACKED}, _TYPES)
+def _narrow_case(depth: int, core: str, points: str, edges: bool) -> None:
+    n, n_in, width, most = 1 << 18, 64, MOST_WIDTH, 2 if core == "clamp" else 1
+    of_units, grid = empty(depth, width), points != "samples"
+    narrow_patterns(
+        None if grid else empty(4096, n_in), None if grid else empty(n_in, width), empty(width),
+        empty(2, width) if grid else None, empty(2, dtype=torch.int64) if grid else None,
+        empty(max(1, depth - 1), width, width), empty(max(1, depth - 1), width), of_units, of_units, empty(depth, 3),
+        empty(depth, most), empty(depth, 4, dtype=torch.int32),
+        empty(n, dtype=torch.int64) if points == "some of a grid" else None, 0, [CORES.index(core)] * depth, edges,
+        empty(n, depth * most + edges, dtype=torch.int64), empty(n, 2, dtype=torch.int64),
+    )  # fmt: skip
+
+
+def _layer_case(core: str, edges: bool, last: bool) -> None:
+    n, n_units, most = 4096, 256, 2 if core == "clamp" else 1
+    layer_patterns(
+        empty(n, n_units), empty(n_units, n_units), empty(n_units), empty(n_units), empty(n_units), empty(most),
+        CORES.index(core), 0.0, 0.0, 0, empty(0 if last else n, n_units), empty(n, 4 * most, dtype=torch.int64),
+        empty(n if edges else 0, 4, dtype=torch.int32),
+    )  # fmt: skip
