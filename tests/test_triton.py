@@ -159,41 +159,6 @@ def test_float32_outputs_and_the_whole_measurement() -> None:
     assert got.lmn == pytest.approx(expected.lmn, rel=1e-3)
 
 
-# ---- precision --------------------------------------------------------------------------------------------------------------
-
-
-def tf32(x: np.ndarray) -> np.ndarray:
-    """Rounded to the 10 bits of a mantissa that TF32 keeps, to nearest."""
-    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
-    return ((bits + 0x0FFF + ((bits >> 13) & 1)) & 0xFFFFE000).astype(np.uint32).view(np.float32)
-
-
-def emulated(precision: str) -> object:
-    """tl.dot as the matrix unit does it: products of TF32 numbers, summed in float32 or better."""
-
-    def dot(_self: object, a: object, b: object, d: object, *_: object) -> object:
-        x, y = a.data.astype(np.float32), b.data.astype(np.float32)  # type: ignore[attr-defined]
-        big_x, big_y = tf32(x), tf32(y)
-        total = big_x @ big_y
-        if precision == "tf32x3":
-            total = big_x @ tf32(y - big_y) + tf32(x - big_x) @ big_y + total
-        return triton.runtime.interpreter.TensorHandle(total + d.data, d.dtype.scalar)  # type: ignore[attr-defined]
-
-    return dot
-
-
-@pytest.mark.parametrize(("precision", "most", "least"), [("tf32x3", 1e-5, 0.0), ("tf32", 1e-2, 1e-5)])
-def test_three_tf32_products_are_as_good_as_float32(
-    precision: str, most: float, least: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And one is not, which shows that the emulation does something."""
-    monkeypatch.setattr(triton.runtime.interpreter.InterpreterBuilder, "create_dot", emulated(precision))
-    moments = triton_gpu._moments  # with nothing redone in float64
-    monkeypatch.setattr(triton_gpu, "_moments", lambda problem: (*moments(problem)[:2], float("inf")))
-    problem = problem_of((5, 60, 60, 7), "silu", 18)
-    assert least <= error_of(problem) < most
-
-
 # ---- compiled for GPUs ------------------------------------------------------------------------------------------------------
 
 _COMPILE = """

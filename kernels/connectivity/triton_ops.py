@@ -32,7 +32,7 @@ def _needs_registers(arguments: dict[str, Any], backend: str) -> bool:
 
 
 _TUNED = Tuned(fused, _NARROW_KEY, (
-    Choice({"RELOADS": False}, 4, fits=_is_small),
+    Choice({"RELOADS": False}, 4, registers=255, fits=_is_small),
     Choice({"RELOADS": False}, 8, fits=lambda arguments, backend: not _needs_registers(arguments, backend)),
     Choice({"RELOADS": True}, 8, fits=_needs_registers),
 ))  # fmt: skip

@@ -1,0 +1,126 @@
+"""Every Triton kernel that multiplies, by input precision, with the matrix unit's TF32 products emulated in the interpreter."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_jacobians import chain_of
+from test_local_complexity import mlp as double_mlp
+from test_triton import error_of, problem_of
+from torch import Tensor, nn
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+import lmn
+from lmn.kernels.connectivity import triton_gpu
+from lmn.kernels.jacobians.triton_gpu import TritonMaps
+from lmn.kernels.triton_product_ops import plain
+from lmn.kernels.triton_targets import precision_on
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+WIDTHS = [(20, 60, 60, 7), (20, 90, 70, 7)]  # one kernel, and a layer at a time
+# The largest error over the largest value: tf32 must be seen to lose digits, or nothing was emulated.
+BOUNDS = [("ieee", 0.0, 1e-5), ("tf32x3", 0.0, 1e-5), ("tf32", 2e-5, 2e-2)]
+OPTIONS: dict[str, Any] = {"backend": "triton", "progress": False}
+
+
+def tf32(x: np.ndarray) -> np.ndarray:
+    """Rounded to the 10 bits of a mantissa that TF32 keeps, to nearest."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x0FFF + ((bits >> 13) & 1)) & 0xFFFFE000).astype(np.uint32).view(np.float32)
+
+
+def dot(_self: object, a: Any, b: Any, d: Any, precision: Any, *_: object) -> object:
+    """tl.dot as the matrix unit does it: products of TF32 numbers, summed in float32 or better."""
+    x, y = a.data.astype(np.float32), b.data.astype(np.float32)
+    name = str(precision).rpartition(".")[2].lower()
+    if name == "ieee":
+        return TensorHandle(x @ y + d.data, d.dtype.scalar)
+    big_x, big_y = tf32(x), tf32(y)
+    total = big_x @ big_y
+    if name == "tf32x3":
+        total = big_x @ tf32(y - big_y) + tf32(x - big_x) @ big_y + total
+    return TensorHandle(total + d.data, d.dtype.scalar)
+
+
+@pytest.fixture(autouse=True)
+def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
+
+
+@pytest.fixture(params=BOUNDS, ids=[name for name, *_ in BOUNDS])
+def bounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
+    """The least and the largest error with a precision that is a GPU's."""
+    name, *bounds = request.param
+    monkeypatch.setattr("lmn.kernels.triton_tuned.precision_on", lambda _backend: name)
+    return tuple(bounds)
+
+
+def off(got: Tensor, expected: Tensor) -> float:
+    return float((got.double() - expected).abs().max() / expected.abs().max())
+
+
+def test_by_default_it_is_that_of_float32() -> None:
+    assert [precision_on(backend) for backend in ("cuda", "hip", "cpu")] == ["tf32x3", "ieee", "ieee"]
+
+
+@pytest.mark.parametrize("widths", WIDTHS, ids=["narrow", "wide"])
+def test_connectivity(widths: tuple[int, ...], bounds: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = triton_gpu._moments  # with nothing redone in float64
+    monkeypatch.setattr(triton_gpu, "_moments", lambda problem: (*moments(problem)[:2], float("inf")))
+    least, most = bounds
+    assert least <= error_of(problem_of(widths, "silu", 18)) <= most
+
+
+@pytest.mark.parametrize("widths", WIDTHS, ids=["narrow", "wide"])
+@pytest.mark.parametrize("what", ["jacobians", "grams"])
+def test_jacobians(what: str, widths: tuple[int, ...], bounds: tuple[float, float]) -> None:
+    chain, function = chain_of("silu", widths)
+    maps, x = TritonMaps(chain, torch.device("cpu")), torch.randn(9, widths[0])
+    expected = torch.func.vmap(torch.func.jacrev(function))(x.double())
+    if what == "jacobians":
+        got = maps.jacobians(x)
+    elif maps.has_grams(x.dtype):
+        got, expected = maps.grams(x), expected @ expected.mT
+    else:
+        pytest.skip("wide chains have no kernel of inner products")
+    least, most = bounds
+    assert least <= off(got, expected) <= most
+
+
+@pytest.mark.parametrize("widths", WIDTHS, ids=["narrow", "wide"])
+@pytest.mark.parametrize("what", ["patterns", "local complexity"])
+def test_units_on_the_wrong_side(what: str, widths: tuple[int, ...], bounds: tuple[float, float]) -> None:
+    """A share of all units at all points: those within rounding of their breakpoint, of the second layer, whose terms cancel."""
+    model, x = double_mlp(widths, nn.ReLU).float(), 0.1 * torch.randn(40, widths[0])
+    with torch.no_grad():
+        model[0].bias += 20
+        model[2].bias -= 20 * model[2].weight.sum(1)
+    measure: dict[str, Callable[..., np.ndarray]] = {
+        "patterns": lambda **how: bits(lmn.activation_patterns(model, x, ids=True, **how)),
+        "local complexity": lambda **how: lmn.local_complexity(model, x, r=0.1, n_directions=2, **how).total,
+    }
+    got = measure[what](**OPTIONS)
+    expected = measure[what](backend="reference", progress=False)
+    share = np.abs(got - expected).sum() / (40 * widths[2])
+    least, most = bounds
+    assert 5 * least <= share <= 50 * most
+
+
+def bits(found: lmn.ActivationPatterns) -> np.ndarray:
+    assert found.ids is not None
+    return np.unpackbits(np.ascontiguousarray(found.words[found.ids]).view(np.uint8), axis=1).astype(int)
+
+
+def test_operators_take_it_as_a_parameter() -> None:
+    a, weights = torch.randn(40, 60), torch.randn(60, 30)
+    expected = a.double() @ weights.double()
+    errors = []
+    for precision in ("", "ieee", "tf32x3", "tf32"):
+        out = torch.empty(40, 30)
+        plain(a, weights, out, precision)
+        errors.append(off(out, expected))
+    assert errors[0] == errors[1]
+    assert max(errors[:3]) < 1e-6 < errors[3] < 1e-2
