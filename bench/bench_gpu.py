@@ -6,7 +6,7 @@
 Every case is first checked on a part of it against float64, and warmed up (what is compiled and tuned is, then); each round is
 timed by CUDA events. The limit of a case is the time of its operations and bytes, padding to tiles included
 (lmn/kernels/triton_work.py), at rates that are measured first: of copies in memory, and of torch's products with and without
-TF32, of which the latter stand for the vector units.
+TF32. Of the latter the rates of instructions and of the first caches are made; see ``rates``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,11 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(scope="module")
 def rates(device: torch.device, request: pytest.FixtureRequest) -> triton_work.Rates:
-    """What this GPU does, measured."""
+    """What this GPU does, measured.
+
+    A product without TF32 is an instruction of a lane for each two operations; the first caches give a byte or more a lane and
+    clock. Tiles of 16 rows are taken at half the rate of large products.
+    """
     smoke = request.config.getoption("--smoke")
     n, size = (64, 1 << 10) if smoke else (8192, 1 << 30)
     a, b, out = (torch.randn(n, n, device=device) for _ in range(3))
@@ -73,27 +77,29 @@ def rates(device: torch.device, request: pytest.FixtureRequest) -> triton_work.R
             f"{torch.cuda.get_device_name(device)}: copies {memory / 1e9:.0f} GB/s, "
             f"products {rate['highest'] / 1e12:.1f} TFLOP/s, with TF32 {rate['high'] / 1e12:.1f} TFLOP/s"
         )
-    return triton_work.Rates("measured", rate["high"], 3 if is_nvidia else 1, rate["highest"], memory)
+    lanes = rate["highest"] / 2
+    return triton_work.Rates("measured", rate["high"], rate["high"] / 2, 3 if is_nvidia else 1, lanes, memory, lanes)
 
 
 def seconds_of(function: Callable[[], object], device: torch.device, rounds: int = 5) -> float:
-    """The median, after a round to warm up: between two CUDA events, launches and waits included."""
+    """The median, after a round to warm up."""
+    timed(function, device)
+    return statistics.median(timed(function, device) for _ in range(rounds if device.type == "cuda" else 1))
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one run: between two CUDA events, launches and waits included."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        function()
+        return time.perf_counter() - started
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    start.record()
     function()
-    times = []
-    for _ in range(rounds if device.type == "cuda" else 1):
-        if device.type == "cuda":
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize(device)
-            start.record()
-            function()
-            stop.record()
-            torch.cuda.synchronize(device)
-            times.append(start.elapsed_time(stop) / 1e3)
-        else:
-            started = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    stop.record()
+    torch.cuda.synchronize(device)
+    return float(start.elapsed_time(stop)) / 1e3
 
 
 def measured(
@@ -108,8 +114,8 @@ def measured(
     """Time one implementation, and once lmn is, leave a line of ratios."""
     found: list[float] = []
     benchmark.group = case
-    benchmark.pedantic(lambda: found.append(seconds_of(function, device)), rounds=1)
-    seconds = MEASURED[case, name] = found[-1]
+    benchmark.pedantic(lambda: found.append(timed(function, device)), rounds=5, warmup_rounds=1)
+    seconds = MEASURED[case, name] = statistics.median(found[1:] or found)
     benchmark.extra_info["seconds by events"] = seconds
     if name != "lmn" or device.type != "cuda":  # the interpreter's times mean nothing
         return

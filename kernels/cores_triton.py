@@ -169,3 +169,26 @@ def core_with_slope(z, p0, p1, kink, CORE: tl.constexpr):
         sigmoid = tl.where(z > 0.0, 1.0, e) / (e + 1.0)
         slope = numerator / whole + z * sigmoid * (rest * (whole + numerator) / (whole * whole))
     return value, slope
+
+
+@triton.jit
+def _bounded(z, CORE: tl.constexpr):
+    """Where |z| is half of a ReLU, the largest number for an infinite z: half of it less half of it is 0, and not NaN."""
+    if CORE == ABS:
+        z = _at_least(-3.4e38, _at_most(3.4e38, z))
+    return z
+
+
+@triton.jit
+def activation(z, scale, straight, p0, p1, CORE: tl.constexpr):
+    """scale core(z) + straight z."""
+    z = _bounded(z, CORE)
+    return scale * core(z, p0, p1, CORE) + straight * z
+
+
+@triton.jit
+def activation_with_slope(z, scale, straight, p0, p1, kink, CORE: tl.constexpr):
+    """And its slope."""
+    z = _bounded(z, CORE)
+    value, slope = core_with_slope(z, p0, p1, kink, CORE)
+    return scale * value + straight * z, scale * slope + straight

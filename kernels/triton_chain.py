@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lmn.kernels.cores_triton import core, core_with_slope
+from lmn.kernels.cores_triton import activation, activation_with_slope
 
 
 @triton.jit
@@ -38,14 +38,13 @@ def _constants(scales, straights, parameters, layer, columns, WIDTH: tl.constexp
 @triton.jit
 def activated(z, scales, straights, parameters, layer, columns, WIDTH: tl.constexpr, CORE: tl.constexpr):
     p0, p1, scale, straight = _constants(scales, straights, parameters, layer, columns, WIDTH)
-    return scale * core(z, p0, p1, CORE) + straight * z
+    return activation(z, scale, straight, p0, p1, CORE)
 
 
 @triton.jit
 def activated_with_slope(z, scales, straights, parameters, layer, columns, WIDTH: tl.constexpr, CORE: tl.constexpr):
     p0, p1, scale, straight = _constants(scales, straights, parameters, layer, columns, WIDTH)
-    value, slope = core_with_slope(z, p0, p1, tl.load(parameters + 3 * layer + 2), CORE)
-    return scale * value + straight * z, scale * slope + straight
+    return activation_with_slope(z, scale, straight, p0, p1, tl.load(parameters + 3 * layer + 2), CORE)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from lmn.kernels.triton_tuned import Choice, Tuned
 
 _KEY = ("n_in", "n_out", "EPILOGUE", "CORE")
 _PLAIN = Tuned(products, _KEY, (
-    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 4, 2, registers=255),
+    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 4, 2, roomy=True),
     Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 3),
     Choice({"ROWS": 128, "INS": 32, "OUTS": 64}, 8, 2),
 ))  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lmn.kernels.cores_triton import core_with_slope
+from lmn.kernels.cores_triton import activation_with_slope
 
 PLAIN, WITH_SLOPES, SLOPED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
@@ -64,7 +64,6 @@ def products(
         total += tl.load(bias + outs, mask=outs < n_out, other=0.0)[None, :]
         scale = tl.load(scales + outs, mask=outs < n_out, other=0.0)[None, :]
         straight = tl.load(straights + outs, mask=outs < n_out, other=0.0)[None, :]
-        value, slope = core_with_slope(total, p0, p1, kink, CORE)
-        tl.store(slopes + place, scale * slope + straight, mask=mask)
-        total = scale * value + straight * total
+        total, slope = activation_with_slope(total, scale, straight, p0, p1, kink, CORE)
+        tl.store(slopes + place, slope, mask=mask)
     tl.store(out + place, total, mask=mask)

@@ -33,8 +33,8 @@ class Choice:
     ----------
     tile : dict of str to int
     warps, stages : int
-    registers : int, optional
-        That a thread may have on NVIDIA, where ptxas would rather spill than have as many.
+    roomy : bool
+        Whether a thread may have all registers, where the compiler would rather spill a few to fit more warps.
     fits : callable
         (arguments, "cuda" or "hip") to whether it fits the registers: only then it is launched.
     """
@@ -42,7 +42,7 @@ class Choice:
     tile: dict[str, int]
     warps: int
     stages: int = 1
-    registers: int | None = None
+    roomy: bool = False
     fits: Callable[[dict[str, Any], str], bool] = _always
 
     def __str__(self) -> str:
@@ -51,8 +51,14 @@ class Choice:
 
     def options(self, backend: str) -> dict[str, int]:
         """As a launch takes it."""
-        most = {"maxnreg": self.registers} if self.registers is not None and backend == "cuda" else {}
-        return {"num_warps": warps_on(backend, self.warps), "num_stages": self.stages} | most
+        room = ({"maxnreg": 255} if backend == "cuda" else {"waves_per_eu": 1}) if self.roomy else {}
+        return {"num_warps": warps_on(backend, self.warps), "num_stages": self.stages} | room
+
+    def config(self, backend: str) -> triton.Config:
+        """As an autotuner takes it, which knows of AMD's own options as of constexprs."""
+        options = self.options(backend)
+        own = {name: options.pop(name) for name in ("waves_per_eu",) if name in options}
+        return triton.Config(self.tile | own, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +116,7 @@ class Tuned:
 
     def _fastest_of(self, choices: tuple[Choice, ...], backend: str) -> Any:
         if choices not in self._autotuners:
-            configs = [triton.Config(each.tile, **each.options(backend)) for each in choices]
+            configs = [each.config(backend) for each in choices]
             on_disk = {"cache_results": True} if "cache_results" in inspect.signature(triton.autotune).parameters else {}
             self._autotuners[choices] = triton.autotune(configs=configs, key=list(self.key), **on_disk)(self.kernel)
         return self._autotuners[choices]

@@ -1,43 +1,58 @@
 """What cases take of a GPU by the arithmetic, and how long that takes at given rates: a model, which nobody measured.
 
-Operations are those that the kernels do, padding to their tiles included; bytes are those that come from memory or go there at
-least once. What stays in the caches, as weights do, is not counted.
+Operations are those that the kernels do, padding to their tiles included; instructions as counted in what the compiler makes;
+bytes of memory are those that come from there or go there at least once, cached ones what a program loads of weights.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import triton
 
 from lmn.kernels.triton_host import LEAST, MOST_DEPTH, MOST_WIDTH
 
-_CORE = 40.0  # vector operations, about, of the most expensive core and what is around it
-_BITS = 8.0  # of a sign's way into its word
+# Instructions a value: of an activation and of what takes it to the matrix unit, 54 to 93 in the loops over steps that Triton
+# 3.7 makes for sm_90; of a product's operand alone; of a sign's way into its word.
+_CORE, _OPERAND, _BITS = 75.0, 30.0, 8.0
 _TILE = 16  # rows of a narrow chain's tile, and inputs that go through its first map at a time
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a GPU can do: operations/s of the matrix unit as the kernels use it, of float32 vectors, and bytes/s of memory.
+    """What a GPU can do, a second.
 
-    The kernels multiply float32: on NVIDIA as three TF32 products, on AMD in the matrix unit's float32.
+    The kernels multiply float32: on NVIDIA as three TF32 products, on AMD in the matrix unit's float32. Of tiles of 16 rows
+    Hopper's asynchronous products are not to be had; what it does without is in no data sheet, and taken as half.
+
+    Attributes
+    ----------
+    matrix, of_tiles : float
+        Operations of the matrix unit, in products of 64 rows or more, and in tiles of 16.
+    products : int
+        Of the matrix unit, for one of float32.
+    instructions : float
+        Of one lane.
+    memory, cache : float
+        Bytes, of memory and of the first caches.
     """
 
     name: str
     matrix: float
+    of_tiles: float
     products: int
-    vector: float
+    instructions: float
     memory: float
+    cache: float
 
 
-# By the vendors' data sheets, dense.
+# By the vendors' data sheets, dense: multiprocessors x lanes, or x bytes a clock, x the boost clock.
 RATES = (
-    Rates("A100 SXM 80GB", 156e12, 3, 19.5e12, 2.039e12),
-    Rates("H100 SXM", 494.7e12, 3, 66.9e12, 3.35e12),
-    Rates("MI300X", 163.4e12, 1, 163.4e12, 5.3e12),
+    Rates("A100 SXM 80GB", 156e12, 156e12, 3, 108 * 64 * 1.41e9, 2.039e12, 108 * 128 * 1.41e9),
+    Rates("H100 SXM", 494.7e12, 247e12, 3, 132 * 128 * 1.98e9, 3.35e12, 132 * 128 * 1.98e9),
+    Rates("MI300X", 163.4e12, 163.4e12, 1, 304 * 64 * 2.1e9, 5.3e12, 304 * 64 * 2.1e9),
 )
 
 
@@ -48,30 +63,33 @@ class Work:
     Attributes
     ----------
     case : str
-    matrix : float
-        Operations of float32 products, before they are taken apart into those of the matrix unit.
-    vector : float
-        Of everything else.
-    memory : float
+    matrix, of_tiles : float
+        Operations of float32 products, of 64 rows or more and of tiles of 16, before they are taken apart into those of the
+        matrix unit.
+    instructions : float
+        Of one lane, for everything else.
+    memory, cache : float
         Bytes.
     """
 
     case: str
     matrix: float = 0.0
-    vector: float = 0.0
+    of_tiles: float = 0.0
+    instructions: float = 0.0
     memory: float = 0.0
+    cache: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        return replace(
-            self, matrix=self.matrix + other.matrix, vector=self.vector + other.vector, memory=self.memory + other.memory
-        )
+        names = [each.name for each in fields(self)[1:]]
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def seconds(self, gpu: Rates) -> tuple[float, str]:
-        """One after the other, and which of the three takes longest."""
+        """One after the other, and which of them takes longest."""
         parts = {
-            "matrix unit": self.matrix * gpu.products / gpu.matrix,
-            "vectors": self.vector / gpu.vector,
+            "matrix unit": gpu.products * (self.matrix / gpu.matrix + self.of_tiles / gpu.of_tiles),
+            "instructions": self.instructions / gpu.instructions,
             "memory": self.memory / gpu.memory,
+            "caches": self.cache / gpu.cache,
         }
         return sum(parts.values()), max(parts, key=lambda name: parts[name])
 
@@ -87,26 +105,36 @@ def _width(units: tuple[int, ...]) -> int | None:
 
 
 def _product(n_rows: int, n_in: int, n_out: int, *, reads: bool = True, writes: bool = True) -> Work:
-    """A wide layer's, whose rows come from memory and go there."""
-    rows, outs = _padded(n_rows, 64), _padded(n_out, 64)
-    return Work("", 2.0 * rows * _padded(n_in, 32) * outs, 0.0, 4.0 * (reads * n_rows * n_in + writes * n_rows * n_out))
+    """A wide layer's, whose rows come from memory and go there, in tiles of 64 x 64."""
+    rows, ins, outs = _padded(n_rows, 64), _padded(n_in, 32), _padded(n_out, 64)
+    return Work(
+        "", matrix=2.0 * rows * ins * outs, memory=4.0 * (reads * n_rows * n_in + writes * n_rows * n_out),
+        cache=4.0 * ins * rows * outs * (2 / 64),
+    )  # fmt: skip
 
 
 def connectivity(n: int, units: tuple[int, ...], n_out: int, m: int = 21) -> Work:
-    """All pairs of n samples through a tail of layers of so many units; wide layers' deviations stay in the cache."""
+    """All pairs of n samples through a tail of layers of so many units; wide layers' deviations stay in the caches."""
     from lmn.kernels.connectivity.triton_ops import PAIRS, fused_for
 
     sizes = fused_for(list(units), n_out)
     case = f"connectivity, {'-'.join(map(str, (*units, n_out)))}, N = {n:,}"
     if sizes is None:
-        points = n * (n - 1) / 2 * (m - 2)
-        products = sum(_padded(a, 32) * _padded(b, 64) for a, b in itertools.pairwise((*units, n_out)))
-        return Work(case, 2 * points * products, points * (sum(units) * _CORE + 6 * n_out), 4.0 * n * n)
-    points = n * (n + PAIRS) / 2 * (m - 2)  # of all segments, whole tiles
-    products = sizes.width**2 * (sizes.depth - 1) + sizes.width * sizes.outputs
-    vector = points * (sizes.depth * sizes.width * _CORE + 6 * sizes.outputs)
-    memory = 4.0 * n * n + 8.0 * n * (sizes.depth * sizes.width + sizes.outputs)
-    return Work(case, 2 * points * products, vector, memory)
+        points = int(n * (n - 1) / 2 * (m - 2))
+        run = sum(
+            (_product(points, a, b, reads=False, writes=False) for a, b in itertools.pairwise((*units, n_out))), Work(case)
+        )
+        of_activations = points * (sum(units) * _CORE + 6 * n_out)
+        return run + Work("", instructions=of_activations, memory=4.0 * n * n, cache=4.0 * points * 3 * (sum(units) + n_out))
+    points = n * (n + PAIRS) // 2 * (m - 2)  # of all segments, whole tiles
+    weights = sizes.width**2 * (sizes.depth - 1) + sizes.width * sizes.outputs
+    return Work(
+        case,
+        of_tiles=2 * points * weights,
+        instructions=points * (sizes.depth * sizes.width * _CORE + 6 * sizes.outputs),
+        memory=4.0 * n * n + 8.0 * n * (sizes.depth * sizes.width + sizes.outputs),
+        cache=4.0 * points / PAIRS * weights,
+    )
 
 
 def patterns(n: int, widths: tuple[int, ...], n_axes: int | None = None) -> Work:
@@ -117,11 +145,16 @@ def patterns(n: int, widths: tuple[int, ...], n_axes: int | None = None) -> Work
     memory = n * (8.0 * words + 16) + (4.0 * n * widths[0] if n_axes is None else 0)
     if width is None:
         run = sum((_product(n, a, b) for a, b in itertools.pairwise(widths[:-1])), Work(case))
-        return run + Work("", 0.0, n * sum(units) * (_BITS + 4), 2 * 8.0 * n * words)
+        return run + Work("", instructions=n * sum(units) * (_BITS + 4), memory=2 * 8.0 * n * words)
     points = _padded(n, _TILE)
-    first = _padded(widths[0], _TILE) * width if n_axes is None else 0
-    vector = points * width * (len(units) * (_BITS + 4) + 2 * (n_axes or 0))
-    return Work(case, 2.0 * points * (first + (len(units) - 1) * width**2), vector, memory)
+    weights = (_padded(widths[0], _TILE) * width if n_axes is None else 0) + (len(units) - 1) * width**2
+    return Work(
+        case,
+        of_tiles=2.0 * points * weights,
+        instructions=points * width * (len(units) * (_BITS + _OPERAND) + 4 * (n_axes or 0)),
+        memory=memory,
+        cache=4.0 * points / _TILE * weights,
+    )
 
 
 def jacobians(n: int, widths: tuple[int, ...], *, grams: bool = False) -> Work:
@@ -132,14 +165,18 @@ def jacobians(n: int, widths: tuple[int, ...], *, grams: bool = False) -> Work:
     if width is None:
         forward = sum((_product(n, a, b) for a, b in itertools.pairwise(widths[:-1])), Work(case))
         sweep = sum((_product(n * n_out, b, a) for a, b in itertools.pairwise(widths[:-1])), Work(""))
-        slopes = Work("", 0.0, n * sum(units) * (_CORE + n_out), 8.0 * n * sum(units))
-        return forward + sweep + slopes
-    points, rows, depth = _padded(n, _TILE), _TILE if grams else n_out, len(units)
-    forward_products = _padded(n_in, _TILE) * width + (depth - 1) * width**2
-    sweep_products = rows * ((depth - 1) * width**2 + width * _padded(n_in, 32) + (_TILE * _padded(n_in, 32) if grams else 0))
-    vector = points * depth * width * (_CORE + rows)
-    memory = 4.0 * n * (n_in + (n_out**2 if grams else n_out * n_in))
-    return Work(case, 2.0 * points * (forward_products + sweep_products), vector, memory)
+        return forward + sweep + Work("", instructions=n * sum(units) * (_CORE + n_out), memory=8.0 * n * sum(units))
+    points, rows, depth, ins = _padded(n, _TILE), _TILE if grams else n_out, len(units), _padded(n_in, 32)
+    forward_weights = _padded(n_in, _TILE) * width + (depth - 1) * width**2
+    sweep_weights = (depth - 1) * width**2 + width * ins
+    loads = points / _TILE * forward_weights + (points if grams else points / _TILE * rows) * sweep_weights
+    return Work(
+        case,
+        of_tiles=2.0 * points * (forward_weights + rows * (sweep_weights + (_TILE * ins if grams else 0))),
+        instructions=points * depth * width * (_CORE + rows * _OPERAND),
+        memory=4.0 * n * (n_in + (n_out**2 if grams else n_out * n_in)),
+        cache=4.0 * loads,
+    )
 
 
 def local_complexity(n: int, widths: tuple[int, ...], n_directions: int = 25) -> Work:
@@ -153,11 +190,16 @@ def local_complexity(n: int, widths: tuple[int, ...], n_directions: int = 25) ->
         layers = (
             _product(rows, a, b, writes=number + 2 < len(units)) for number, (a, b) in enumerate(itertools.pairwise(units))
         )
-        counted = Work("", 0.0, rows * sum(units) * (_CORE + 4), 4.0 * n * vertices * units[0])
+        counted = Work("", instructions=rows * sum(units) * (_CORE + 4), memory=4.0 * n * vertices * units[0])
         return sum(layers, first) + counted
-    rows = n * _padded(vertices, _TILE)
-    matrix = 2.0 * rows * (len(units) - 1) * width**2
-    return Work(case, matrix, rows * width * len(units) * (_CORE + 4) + 2.0 * n * n_in * width, 4.0 * n * n_in)
+    rows, between = n * _padded(vertices, _TILE), (len(units) - 1) * width**2
+    return Work(
+        case,
+        of_tiles=2.0 * rows * between,
+        instructions=rows * width * len(units) * (_CORE + 4) + 2.0 * n * n_in * width,
+        memory=4.0 * n * n_in,
+        cache=4.0 * (rows / _TILE * between + n * n_in * width),
+    )
 
 
 def works() -> Iterator[Work]:

@@ -72,7 +72,7 @@ def differentiated(network: Network, example: Tensor, backend: str, threads: int
     for name in sorted(candidates, key=lambda name: name != network.derivative):
         chosen = choose("jacobians", backend, candidates[name])
         maps: LocalMaps = chosen.load("jacobians")(candidates[name])
-        if name == _OWN or own.agree_with(maps):
+        if name == _OWN or own.agree_with(maps, may_fail=not chosen.takes_chains):
             network.derivative = name if backend == "auto" and own.finite.any() else network.derivative
             path = "chain" if chosen.takes_chains else network.path if name != _OWN else "whole model"
             return Differentiated(maps, chosen.name, path, problem.n_out, problem.n_in)
@@ -114,10 +114,15 @@ class OwnDerivatives:
     def finite(self) -> Tensor:
         return torch.isfinite(self.gradients).all(2).all(0)
 
-    def agree_with(self, maps: LocalMaps) -> bool:
+    def agree_with(self, maps: LocalMaps, *, may_fail: bool) -> bool:
+        """Whether maps are these. A graph may be one that can't be differentiated; a kernel has no reason to fail."""
         try:
             a = maps.jacobians(self.samples.float() if maps.single else self.samples.clone())
-        except RuntimeError:  # a graph that can't be differentiated, say
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            if not may_fail:
+                raise
             return False
         return self.are_of(a, most_off=int(maps.single))  # within float32's rounding of a kink
 

@@ -36,6 +36,7 @@ _PROBED = 512  # points by which it is seen whether patterns repeat
 _REPEATED = 8  # points a pattern, from which on a look at all patterns pays for a kernel that knows the chain
 _PART_BYTES = 1 << 22
 _GRAM_BYTES = 1 << 24
+_LEAST_GRAM = {torch.float32: 1e-30, torch.float64: 1e-250}  # below which squares lose digits, or all of them
 _LEAST_PART, _LARGEST_PART = 1 << 7, 1 << 16
 
 
@@ -121,12 +122,12 @@ class MapSource:
         samples = self.samples(first, last)
         grams = self._found.maps.grams(samples)
         total = grams.diagonal(dim1=1, dim2=2).sum(1)
-        if not bool(torch.isfinite(total).all()):  # which has to be told of
+        small = total < _LEAST_GRAM[self.dtype]
+        wrong, some_small = torch.stack([~torch.isfinite(total).all(), small.any()]).tolist()
+        if wrong:  # which has to be told of, or are squares of numbers that are large
             return None
-        if self.dtype == torch.float64:  # whose squares may be no numbers, as those of float32 are
-            small = total < 1e-250
-            if bool(small.any()) and bool(self._found.maps.isometric(samples[small]).any()):
-                return None
+        if some_small and bool(self._found.maps.isometric(samples[small]).any()):
+            return None
         return grams
 
     def samples(self, first: int, last: int) -> Tensor:

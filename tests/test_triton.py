@@ -200,9 +200,11 @@ def test_every_case_of_the_report_launches_one_kernel_that_fits_somewhere() -> N
 
 
 def test_warps_of_amd_are_twice_as_wide() -> None:
-    choice = Choice({"ROWS": 16}, warps=8, stages=2, registers=255)
+    choice = Choice({"ROWS": 16}, warps=8, stages=2, roomy=True)
     assert choice.options("cuda") == {"num_warps": 8, "num_stages": 2, "maxnreg": 255}
-    assert choice.options("hip") == {"num_warps": 4, "num_stages": 2}
+    assert choice.options("hip") == {"num_warps": 4, "num_stages": 2, "waves_per_eu": 1}
+    assert choice.config("cuda").all_kwargs() == {"ROWS": 16, **choice.options("cuda"), "num_ctas": 1}
+    assert choice.config("hip").all_kwargs() == {"ROWS": 16, **choice.options("hip"), "num_ctas": 1}
 
 
 def test_the_modelled_time_of_the_papers_tail() -> None:
@@ -210,4 +212,4 @@ def test_the_modelled_time_of_the_papers_tail() -> None:
     (h100,) = (gpu for gpu in triton_work.RATES if gpu.name == "H100 SXM")
     seconds, bound = triton_work.connectivity(768, (100,), 31).seconds(h100)
     assert 1e-4 < seconds < 5e-3
-    assert bound == "vectors"
+    assert bound == "instructions"

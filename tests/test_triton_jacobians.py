@@ -114,3 +114,28 @@ def test_float64_is_declined() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     with pytest.raises(lmn.LmnError, match="it computes in float32, and the samples are float64"):
         lmn.jacobians(model, torch.randn(5, 3).double(), backend="triton", progress=False)
+
+
+@pytest.mark.parametrize("size", [1e-22, 1e22])
+def test_norms_of_maps_whose_squares_float32_does_not_hold(size: float) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 20), nn.GELU(), nn.Linear(20, 4)), torch.randn(5, 6)
+    with torch.no_grad():
+        model[2].weight *= size
+    names = ("frobenius_norm", "spectral_norm")
+    got = lmn.jacobians(model, x, reduce=names, backend="triton", progress=False)
+    expected = lmn.jacobians(model.double(), x.double(), reduce=names, backend="torch", progress=False)
+    for name in names:
+        torch.testing.assert_close(got[name].double(), expected[name], rtol=1e-5, atol=0)
+
+
+def test_a_kernel_that_fails_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not taken for one that has other derivatives than the model."""
+
+    def fails(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr("lmn.kernels.jacobians.triton_gpu.narrow_maps", fails)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
+    with pytest.raises(RuntimeError, match="out of resource"):
+        lmn.jacobians(model, x, backend="triton", progress=False)

@@ -93,7 +93,7 @@ def test_jacobians(what: str, widths: tuple[int, ...], bounds: tuple[float, floa
 @pytest.mark.parametrize("widths", WIDTHS, ids=["narrow", "wide"])
 @pytest.mark.parametrize("what", ["patterns", "local complexity"])
 def test_units_on_the_wrong_side(what: str, widths: tuple[int, ...], bounds: tuple[float, float]) -> None:
-    """A share of all units at all points: those within rounding of their breakpoint, of the second layer, whose terms cancel."""
+    """The share of the units of the second layer, whose terms cancel, that rounding takes across their breakpoints."""
     model, x = double_mlp(widths, nn.ReLU).float(), 0.1 * torch.randn(40, widths[0])
     with torch.no_grad():
         model[0].bias += 20

@@ -32,9 +32,9 @@ def _needs_registers(arguments: dict[str, Any], backend: str) -> bool:
 
 
 _TUNED = Tuned(fused, _NARROW_KEY, (
-    Choice({"RELOADS": False}, 4, registers=255, fits=_is_small),
-    Choice({"RELOADS": False}, 8, fits=lambda arguments, backend: not _needs_registers(arguments, backend)),
-    Choice({"RELOADS": True}, 8, fits=_needs_registers),
+    Choice({"RELOADS": False}, 4, roomy=True, fits=_is_small),
+    Choice({"RELOADS": False}, 8, roomy=True, fits=lambda arguments, backend: not _needs_registers(arguments, backend)),
+    Choice({"RELOADS": True}, 8, roomy=True, fits=_needs_registers),
 ))  # fmt: skip
 _DEVIATIONS = Tuned(activations, (), (Choice({"PAIRS": 32, "UNITS": 64}, 4, 2),))  # in place: not to be run again
 _SUMS = Tuned(sums, (), (Choice({"PAIRS": 32, "OUTS": 32}, 4, 2),))

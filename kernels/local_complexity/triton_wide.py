@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lmn.kernels.cores_triton import core
+from lmn.kernels.cores_triton import activation
 from lmn.kernels.local_complexity.triton_fused import counted, seen, vertices_at
 from lmn.kernels.triton_products import product_tile
 
@@ -66,7 +66,7 @@ def layer(
             )
         least, most = seen(z, least, most)
         if not LAST:
-            value = scale * core(z, p0, p1, CORE) + straight * z
+            value = activation(z, scale, straight, p0, p1, CORE)
             stored = (vertices < n_vertices)[:, None] & present[None, :]
             tl.store(out + row[:, None] * n_units + units[None, :], value, mask=stored)
     count = counted(least, most, breakpoints, n_breakpoints, present)

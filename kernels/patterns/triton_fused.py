@@ -20,8 +20,11 @@ def _on_the_grid(origin, steps, counts, points, n_axes, columns, WIDTH: tl.const
     for back in range(n_axes):
         axis = n_axes - 1 - back
         count = tl.load(counts + axis)
-        z += (rest % count).to(tl.float32)[:, None] * tl.load(steps + axis * WIDTH + columns)[None, :]
+        step = tl.load(steps + axis * WIDTH + columns)[None, :]
+        index = rest % count
         rest = rest // count
+        # In two parts, each of which float32 can hold.
+        z += ((index >> 12) << 12).to(tl.float32)[:, None] * step + (index & 4095).to(tl.float32)[:, None] * step
     return z
 
 

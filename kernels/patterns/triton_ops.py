@@ -22,9 +22,9 @@ from lmn.kernels.triton_tuned import Choice, Tuned
 INS, UNITS = 16, 64
 _PACKED = 64  # points of a tile
 _KEY = ("GRID", "INDEXED", "EDGES", "MOST_BREAKPOINTS", "DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "n_in")
-_NARROW = Tuned(fused, _KEY, (Choice({}, 8, registers=255), Choice({}, 4, registers=255)))
+_NARROW = Tuned(fused, _KEY, (Choice({}, 8, roomy=True), Choice({}, 4, roomy=True)))
 _LAYER = Tuned(layer, ("EDGES", "LAST", "CORE", "n_in", "n_units"), (
-    Choice({"ROWS": 128}, 8, 2, registers=255), Choice({"ROWS": 32}, 8, 2)
+    Choice({"ROWS": 128}, 8, 2, roomy=True), Choice({"ROWS": 32}, 8, 2)
 ))  # fmt: skip
 _PACK = Tuned(pack, (), (Choice({}, 4),))
 _HASH = Tuned(hashed, (), (Choice({}, 2),))

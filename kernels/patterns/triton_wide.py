@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lmn.kernels.cores_triton import core
+from lmn.kernels.cores_triton import activation
 from lmn.kernels.triton_products import product_tile
 
 
@@ -67,5 +67,5 @@ def layer(
     if not LAST:
         scale = tl.load(scales + units, mask=is_unit, other=0.0)[None, :]
         straight = tl.load(straights + units, mask=is_unit, other=0.0)[None, :]
-        value = scale * core(z, p0, p1, CORE) + straight * z
+        value = activation(z, scale, straight, p0, p1, CORE)
         tl.store(out + rows[:, None] * n_units + units[None, :], value, mask=present[:, None] & is_unit[None, :])
