@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.backends.nvidia
 from torch import Tensor
+from triton.backends.amd.compiler import HIPBackend
 from triton.backends.compiler import GPUTarget
 
 from lmn.kernels.triton_targets import precision_on
@@ -173,11 +174,24 @@ def _all(thorough: bool) -> list[Case]:
     return list(cases(thorough))
 
 
+def _not_here(gpu: GPUTarget) -> str:
+    """Why nothing can be compiled for a target by this Triton, or ""; up to 3.4 AMD's linker has to be installed."""
+    if gpu.arch == 100 and triton.__version__.startswith("3.2."):
+        return "Triton 3.2 does not know it."
+    if gpu.backend == "hip" and hasattr(HIPBackend, "path_to_rocm_lld"):
+        try:
+            HIPBackend.path_to_rocm_lld()
+        except Exception as error:
+            return str(error)
+    return ""
+
+
 def _tasks(thorough: bool) -> Iterator[Task]:
     """Every configuration that is launched where it fits."""
+    targets = {target: gpu for target, gpu in TARGETS.items() if not _not_here(gpu)}
     for number, case in enumerate(_all(thorough)):
         launch = case.launch
-        for target, gpu in TARGETS.items():
+        for target, gpu in targets.items():
             for choice in launch.tuned.fitting(launch.arguments, gpu.backend):
                 yield number, launch.tuned.choices.index(choice), target
 
@@ -191,6 +205,9 @@ def _done(thorough: bool, task: Task) -> Compiled:
 def table(progress: Callable[[str], object], *, thorough: bool = False) -> bool:
     """Compile everything for every target and tell a line each; whether all of it fits."""
     fits = True
+    for target, gpu in TARGETS.items():
+        if why := _not_here(gpu):
+            progress(f"Nothing is compiled for {target}: {why}")
     progress(f"{'kernel':<68} {'target':<7} {'registers':>9} {'spills':>6} {'shared':>7}  matrix unit")
     tasks = sorted(_tasks(thorough))
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import os
 import sys
 import threading
@@ -54,7 +55,8 @@ class Callback:
         Instead: as often as measuring takes at most this share of the time since the callback was made. The first measurement
         is taken at once, and waited for; the last step is measured if that share allows.
     extra : callable, optional
-        () to other numbers of the moment, e.g. ``lambda: {"test_loss": ...}``; asked for at each measurement.
+        () to other numbers of the moment, e.g. ``lambda: {"test_loss": ...}``; asked for at each measurement. One of a name
+        that the callback uses itself gets an underscore: ``step_``.
     log : callable, SummaryWriter, wandb run or Lightning logger, optional
         Is given the numbers of each measurement, with keys ``lmn/<name>``: a function as (values, step).
     path : str or Path, optional
@@ -118,14 +120,14 @@ class Callback:
         self._journal = Journal(path) if path is not None and _is_main_process() else None
         self._rows: list[Row] = list(self._journal.rows) if self._journal is not None else []
         self._unwritten: list[Row] = []
+        self._closed = self._warned_of_done = self._warned_of_log = False
         self._look_back()
         self._pool: ThreadPoolExecutor | None = None
         self._in_flight: Future[Row] | None = None
-        self._waits = False  # something was due while another was in flight
         self._beside: bool | None = None  # whether this model may be measured in another thread
         self._metrics: set[str] = set()  # which numbers are measured, and not told of by extra
         self._warned = False
-        self._attached: tuple[nn.Module, Any] | None = None
+        self._attached: tuple[Any, ...] | None = None  # a model, and what to undo
         self._step = 0
         self.last: Measurement | None = None
 
@@ -149,10 +151,13 @@ class Callback:
         """
         if not self._is_mine():
             return None
+        self._check_open()
+        step = _whole(step)
         self._collect()
-        if step <= self._done or not (self._waits or self._schedule.is_due(step)):
+        if step <= self._schedule.reached:
+            self._warn_of_done(step)
             return None
-        return self._take(model, step, extra)
+        return self._take(model, step, extra) if self._schedule.is_due(step) else None
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int | None = None) -> Callback:
         """Measure the model now and after the optimizer's steps.
@@ -161,35 +166,40 @@ class Callback:
         ----------
         step : int, optional
             How many steps the model has been trained. Default: as many as the optimizer remembers (Adam and its kin do, also
-            after ``load_state_dict``), else 0.
+            after ``load_state_dict``, before or after this), else 0.
         """
         self.detach()
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise LmnError(f"attach takes the optimizer whose steps are counted; got {type(optimizer).__name__}.")
-        self._step = _steps_of(optimizer) if step is None else step
-        if self._is_mine() and self._step <= self._done:
-            warnings.warn(
-                f"{self._journal.path if self._journal else 'this callback'} has measurements up to step {self._done}, and the "
-                f"training is at step {self._step}: they are kept, and measuring goes on after step {self._done}.",
-                stacklevel=2,
-            )
+        while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):  # of Accelerate
+            optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+        self._check_open()
+        self._step = _steps_of(optimizer) if step is None else _whole(step)
         hook: Callable[..., None] = self._after_step
         if "torch._dynamo" in sys.modules:  # which would trace it in a step that is compiled; seconds to import
             hook = torch._dynamo.disable(hook)
-        self._attached = (model, optimizer.register_step_post_hook(hook))
+        self._attached = (
+            model,
+            optimizer.register_step_post_hook(hook),
+            optimizer.register_load_state_dict_post_hook(self._after_loading),
+        )
         self(model, self._step)
         return self
 
     def detach(self) -> None:
         """Stop following the optimizer's steps."""
         if self._attached is not None:
-            self._attached[1].remove()
+            for handle in self._attached[1:]:
+                handle.remove()
             self._attached = None
 
     def _after_step(self, _optimizer: Any, _args: Any, _kwargs: Any) -> None:
         self._step += 1
         if self._attached is not None:
             self(self._attached[0], self._step)
+
+    def _after_loading(self, optimizer: torch.optim.Optimizer) -> None:
+        self._step = _steps_of(optimizer)
 
     def close(self, model: nn.Module | None = None, step: int | None = None, **extra: Any) -> None:
         """Wait for what is in flight, measure the last step, if it was not, and let go of the file and the optimizer.
@@ -211,15 +221,32 @@ class Callback:
             return
         try:
             self._finish()
-            if model is not None and step is not None and step > self._done and self._schedule.is_due(step, at_end=True):
+            is_last = model is not None and step is not None and step > self._schedule.reached
+            if is_last and self._schedule.is_due(step, at_end=True):
                 self._take(model, step, extra, wait=True)
         finally:
             if self._pool is not None:
                 self._pool.shutdown()
                 self._pool = None
+            self._closed = True
             if self._journal is not None:
                 self._journal.close()
                 self._journal = None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LmnError("this callback is closed; make another one: with the same path= it goes on in the same file.")
+
+    def _warn_of_done(self, step: int) -> None:
+        """Once, of steps that an earlier run has measured."""
+        if step <= self._before_this and not self._warned_of_done:
+            self._warned_of_done = True
+            warnings.warn(
+                f"{self._journal.path if self._journal else 'this callback'} has measurements up to step {self._before_this}, "
+                f"and the training is at step {step}: they are kept, and measuring goes on after step {self._before_this}; "
+                "give another training another path=.",
+                stacklevel=3,
+            )
 
     def __enter__(self) -> Callback:
         return self
@@ -245,7 +272,7 @@ class Callback:
 
     def _look_back(self) -> None:
         self._before = max((row.get("wall_time") or 0.0 for row in self._rows), default=0.0)
-        self._done = max((row["step"] for row in self._rows), default=-1)  # the last step that was measured, or is being
+        self._before_this = self._schedule.reached = max((row["step"] for row in self._rows), default=-1)
 
     @property
     def history(self) -> History:
@@ -274,21 +301,21 @@ class Callback:
         return os.getpid() == self._process and _is_main_process()
 
     def _take(self, model: nn.Module, step: int, extra: Mapping[str, Any], *, wait: bool = False) -> Measurement | None:
-        if self._in_flight is not None:
-            self._waits = True
+        if self._in_flight is not None:  # due again at the next step, until that one is done
             return None
-        self._waits, self._done = False, step
+        self._schedule.reached = step
         row = {"step": step, "wall_time": self._before + self._schedule.elapsed}
         beside = self._asynchronous and not wait and bool(self._beside)
         inner, began = unwrapped(model), time.perf_counter()
         try:
             others = {name: plain(value) for name, value in {**self._extra(), **extra}.items()}
-            measured = copy.deepcopy(inner) if beside else inner
         except Exception as error:
             if self._strict:
                 raise
             self._note(row | self._failed(error))
             return None
+        measured = self._copied(inner) if beside else inner
+        beside = measured is not inner
         if beside:
             self._pool = self._pool or ThreadPoolExecutor(1, "lmn")
             self._in_flight = self._pool.submit(self._run, measured, row, others, time.perf_counter() - began, beside=True)
@@ -298,6 +325,14 @@ class Callback:
         if self._asynchronous and self._beside is None and "error" not in row:
             self._beside = not self._draws(inner)
         return self.last if "error" not in row else None
+
+    def _copied(self, model: nn.Module) -> nn.Module:
+        """A copy; the model itself, which is then waited for, where it can't be copied."""
+        try:
+            return copy.deepcopy(model)
+        except Exception:
+            self._beside = False
+            return model
 
     def _run(self, model: nn.Module, row: Row, others: Row, spent: float, *, beside: bool) -> Row:
         """Measure and note; in another thread if beside."""
@@ -311,12 +346,12 @@ class Callback:
             else:
                 found = measure(model, self._grid, **what)
         except Exception as error:
-            row, failure = row | others | self._failed(error), error
+            row, failure = _with_others(row | self._failed(error), others), error
         else:
             self.last = found
             numbers = found.to_dict()
             self._metrics.update(numbers.keys() - _SETTINGS)
-            row = row | {name: plain(value) for name, value in numbers.items()} | others
+            row = _with_others(row | {name: plain(value) for name, value in numbers.items()}, others)
         self._schedule.took(spent + time.perf_counter() - began)
         self._note(row)
         if failure is not None and self._strict:
@@ -349,8 +384,16 @@ class Callback:
 
     def _logged(self, row: Row) -> None:
         """Tell the loggers."""
-        if "error" not in row:
+        if "error" in row:
+            return
+        try:
             self._log(named({name: value for name, value in row.items() if name in self._metrics}), row["step"])
+        except Exception as error:
+            if self._strict:
+                raise
+            if not self._warned_of_log:
+                self._warned_of_log = True
+                warnings.warn(f"a measurement was not logged, and is kept; the training goes on: {error}", stacklevel=2)
 
     def _collect(self) -> None:
         """What another thread has finished is told of here, in the thread that trains."""
@@ -366,6 +409,19 @@ class Callback:
     def _draws(self, model: nn.Module) -> bool:
         with Subject(model, self._grid, tap=self._what["tap"], select=self._what["select"]) as subject:
             return subject.network.draws
+
+
+def _with_others(row: Row, others: Row) -> Row:
+    """A row with other numbers: those of a name that it has itself get an underscore."""
+    return row | {f"{name}_" if name in row or name == "error" else name: value for name, value in others.items()}
+
+
+def _whole(step: Any) -> int:
+    """A step of any library's whole numbers."""
+    try:
+        return operator.index(step)
+    except TypeError as error:
+        raise LmnError(f"step is a whole number, of steps so far; got {step!r}.") from error
 
 
 def _is_main_process() -> bool:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from lmn.errors import LmnError
 
 Row = dict[str, Any]
 
+_BEGINS = b'{"step": '  # every row
+
 
 class Journal:
     """A file of rows that is only ever appended to: each row is one write to the operating system, done before it returns.
 
     A process that is killed leaves whole lines, but for one whose write was cut off, which the next one to open the file
-    removes. One process at a time writes.
+    removes. One process at a time writes; those that it forks, as a data loader does, let go of the file.
 
     Attributes
     ----------
@@ -34,16 +37,28 @@ class Journal:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
             raise LmnError(f"can't write measurements to {self.path}: {error.strerror}; give another path=.") from error
+        _open.add(self)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock()
             self.rows, whole = _rows_of(self.path)
             os.truncate(self._file, whole)
-        except BlockingIOError as error:
-            self.close()
-            raise LmnError(f"another callback writes to {self.path}; give each run a path= of its own.") from error
+            if whole and os.pread(self._file, 1, whole - 1) != b"\n":
+                os.write(self._file, b"\n")
         except BaseException:
             self.close()
             raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LmnError(
+                f"another callback writes to {self.path}; give each run a path= of its own, or close() the one before."
+            ) from error
+        except OSError as error:
+            raise LmnError(
+                f"the file system of {self.path} can't lock files ({error.strerror}); give another path=."
+            ) from error
 
     def append(self, row: Row) -> None:
         """Write a row of ``plain`` values."""
@@ -62,6 +77,18 @@ class Journal:
             self._file = -1
 
 
+_open = weakref.WeakSet[Journal]()
+
+
+def _let_go() -> None:
+    """In a process that was forked: its copy of a file would keep the lock when the one that writes is gone."""
+    for journal in list(_open):
+        journal.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 def read(path: str | os.PathLike[str]) -> list[Row]:
     """The rows of a file that may be being written to.
 
@@ -74,21 +101,23 @@ def read(path: str | os.PathLike[str]) -> list[Row]:
 
 
 def _rows_of(path: Path) -> tuple[list[Row], int]:
-    """The rows, and how many bytes they are: less than the file has, if it ends in a part of one."""
+    """The rows, and how many bytes they are: less than the file has, if it ends in a part of a row."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise LmnError(f"can't read {path}: {error.strerror}.") from error
-    whole = content.rfind(b"\n") + 1
-    rows = []
-    for number, line in enumerate(content[:whole].splitlines(), 1):
+    rows, whole = [], 0
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
         try:
             row = json.loads(line)
             if not isinstance(row, dict) or not isinstance(row.get("step"), int):
                 raise ValueError("it has no step")
         except ValueError as error:
+            if not line.endswith(b"\n") and (line.startswith(_BEGINS) or _BEGINS.startswith(line)):  # a write that was cut off
+                break
             raise LmnError(f"line {number} of {path} is no measurement ({error}); give another path.") from error
         rows.append(row)
+        whole += len(line)
     return rows, whole
 
 
@@ -100,6 +129,6 @@ def plain(value: Any) -> Any:
         return [plain(each) for each in value]
     try:
         number = value if isinstance(value, int) else value.item() if hasattr(value, "item") else float(value)
+        return number if isinstance(number, int) or math.isfinite(number) else None
     except (TypeError, ValueError, RuntimeError):
         return str(value)
-    return number if isinstance(number, int) or math.isfinite(number) else None

@@ -39,16 +39,28 @@ def log_of(log: Any) -> Log:
     if hasattr(log, "log_metrics"):  # Lightning
         return lambda values, step: log.log_metrics(values, step=step)
     if hasattr(log, "define_metric"):  # Weights & Biases
-
-        def to_wandb(values: dict[str, float], step: int) -> None:
-            # With the next row that is logged, whatever its step: an earlier one would be dropped. lmn/step is what counts.
-            log.log(values | {PREFIX + "step": step}, commit=False)
-
         log.define_metric(PREFIX + "*", step_metric=PREFIX + "step")
-        return to_wandb
+        return _to_wandb(log)
     if callable(log):
         return lambda values, step: log(values, step)
     raise LmnError(
         f"log is a function of (values, step), a TensorBoard SummaryWriter, a wandb run or a Lightning logger; "
         f"got {type(log).__name__}."
     )
+
+
+def _to_wandb(log: Any) -> Log:
+    """To the row that the user logs next, whatever its step: an earlier one would be dropped. ``lmn/step`` is what counts."""
+    begun: list[int | None] = []  # the row that the last numbers went to
+
+    def row() -> int | None:
+        step: int | None = getattr(getattr(log, "run", None) or log, "step", None)
+        return step
+
+    def write(values: dict[str, float], step: int) -> None:
+        if begun and begun[-1] == row():  # nobody logged since, so that these would take the place of those
+            log.log({}, commit=True)
+        begun[:] = [row()]
+        log.log(values | {PREFIX + "step": step}, commit=False)
+
+    return write

@@ -23,12 +23,15 @@ class Schedule:
         Of the time since the start that measuring may take.
     spent : float
         Seconds that it took.
+    reached : int
+        The last step that was measured, or -1.
     """
 
     every: int | None
     share: float | None
     spent: float = 0.0
     last: float = 0.0
+    reached: int = -1
     began: float = field(default_factory=lambda: time.perf_counter())
 
     @classmethod
@@ -43,9 +46,13 @@ class Schedule:
         return cls(None, float(overhead))
 
     def is_due(self, step: int, *, at_end: bool = False) -> bool:
-        """Whether to measure this step, or the last one; a measurement is expected to take as long as the one before."""
+        """Whether to measure this step, or the last one.
+
+        Steps need not go by ones: the first one that reaches or passes a multiple of ``every`` is measured. A measurement is
+        expected to take as long as the one before.
+        """
         if self.every is not None:
-            return at_end or step % self.every == 0
+            return at_end or step // self.every > self.reached // self.every
         assert self.share is not None
         return self.spent + self.last <= self.share * (self.elapsed + self.last)
 

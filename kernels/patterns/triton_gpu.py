@@ -16,7 +16,7 @@ from lmn.kernels.jacobians.problem import Chain
 from lmn.kernels.patterns.bits import lines_of, tied
 from lmn.kernels.patterns.distinct import DistinctPatterns
 from lmn.kernels.patterns.problem import Layout, Patterns, Problem
-from lmn.kernels.patterns.triton_ops import UNITS, hash_words, layer_patterns, narrow_patterns, pack_bits
+from lmn.kernels.patterns.triton_ops import TAKES_GRIDS, UNITS, hash_words, layer_patterns, narrow_patterns, pack_bits
 from lmn.kernels.pieces import breakpoints_of
 from lmn.kernels.program import Step
 from lmn.kernels.triton_host import POINTS, NarrowChain, on, wide_layers
@@ -80,8 +80,9 @@ class _Narrow:
 
     def __init__(self, problem: Problem, narrow: NarrowChain, breakpoints: list[np.ndarray]) -> None:
         self._problem, self._narrow, self._breakpoints = problem, narrow, breakpoints
+        self._lattice = problem.lattice if TAKES_GRIDS else None
         self.n_words = Layout.of(problem.program).n_words + problem.edges_apart
-        n_in = 1 if problem.lattice is not None else narrow.chain.n_in
+        n_in = 1 if self._lattice is not None else narrow.chain.n_in
         self.most = min(_POINTS_A_CALL, max(POINTS, _SAMPLE_BYTES // (4 * n_in)))
 
     @cached_property
@@ -103,7 +104,7 @@ class _Narrow:
     @cached_property
     def _points(self) -> dict[str, Tensor | None]:
         """Where the points are from: what the kernel takes of the first affine map, of the grid or of samples."""
-        narrow, lattice = self._narrow, self._problem.lattice
+        narrow, lattice = self._narrow, self._lattice
         if lattice is None:
             return {"first": narrow.first, "first_bias": narrow.first_bias, "steps": None, "counts": None}
         weight, bias = narrow.chain.first_map
@@ -119,7 +120,7 @@ class _Narrow:
     def of(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """The words and the hashes of points of ascending numbers."""
         problem, narrow = self._problem, self._narrow
-        n, device, lattice = len(indices), problem.device, problem.lattice
+        n, device, lattice = len(indices), problem.device, self._lattice
         words = torch.empty(n, self.n_words, dtype=torch.int64, device=device)
         hashes = torch.empty(n, 2, dtype=torch.int64, device=device)
         if not n:

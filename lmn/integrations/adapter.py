@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from lmn.callback import Callback
 from lmn.errors import LmnError
 from lmn.grid import as_grid
-from lmn.loggers import Log
+from lmn.journal import Row
+from lmn.loggers import Log, named
+
+_begun = weakref.WeakSet["Adapter"]()
 
 Part = str | Callable[[nn.Module], nn.Module] | None
 
@@ -40,17 +46,49 @@ class Adapter:
         self.latest: dict[str, float] = {}
 
     def begin(self, model: nn.Module, log: Log, logged: Callable[[], Mapping[str, float]]) -> Callback:
-        """Make the Callback: ``log`` is the library's, and ``logged`` what it knows at a measurement."""
+        """Make the Callback, that goes on after the one before; ``log`` is the library's, ``logged`` what it knows by then."""
 
         def tell(values: dict[str, float], step: int) -> None:
             self.latest = values
             log(values, step)
 
+        before = [] if self.callback is None else self.callback.rows
+        for other in list(_begun):  # a training that was stopped and did not say so, as by Ctrl-C in a notebook
+            if other is self or other._path == self._path is not None:
+                other.let_go()
+        _begun.add(self)
         self._model = part_of(model, self._part)
         self.callback = Callback(
             self._grid, log=(tell, self._log), extra=lambda: {**logged(), **self._extra()}, **self._options
         )
+        self.callback.recall(before)
+        self.recall(self.callback.rows)
         return self.callback
+
+    def recall(self, rows: list[Row]) -> None:
+        """Take the numbers of the last measurement of an earlier run for the latest, until there are others."""
+        for row in reversed(rows):
+            if "error" not in row:
+                numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+                self.latest = named({name: value for name, value in numbers.items() if name not in ("step", "wall_time")})
+                return
+
+    def share(self) -> None:
+        """Let all processes of a training, each of which has to call this, know the first one's numbers: to stop at once."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            latest = [self.latest]
+            torch.distributed.broadcast_object_list(latest, src=0)
+            (self.latest,) = latest
+
+    def let_go(self) -> None:
+        """Of the file."""
+        if self.callback is not None:
+            self.callback.close()
+
+    @property
+    def _path(self) -> str | None:
+        path = self._options.get("path")
+        return None if path is None else os.path.realpath(path)
 
     def step(self, step: int) -> None:
         if self.callback is not None and self._model is not None:

@@ -74,7 +74,9 @@ class LmnCallback(_lightning().Callback):  # type: ignore[misc]
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=step)
 
-        self._measuring.begin(pl_module, log, lambda: _logged(trainer)).recall(self._rows)
+        rows = self._all_rows
+        self._measuring.begin(pl_module, log, lambda: _logged(trainer)).recall(rows)
+        self._measuring.recall(self._all_rows)
         self._measuring.step(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -82,17 +84,18 @@ class LmnCallback(_lightning().Callback):  # type: ignore[misc]
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._measuring.step(trainer.global_step)
+        self._measuring.share()
         self._tell(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self._measuring.share()
         self._tell(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._measuring.end(trainer.global_step)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        if self._measuring.callback is not None:
-            self._measuring.callback.close()
+        self._measuring.let_go()
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self._all_rows}

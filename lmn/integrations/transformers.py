@@ -78,6 +78,7 @@ class LmnCallback(TrainerCallback):
         self._measuring.step(state.global_step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        self._measuring.share()
         if metrics is not None:
             metrics.update({f"eval_{name}": value for name, value in self._measuring.latest.items()})
 
