@@ -67,7 +67,8 @@ class Callback:
         is measured as soon as that one is done, at the step of then. The first is not, to see what the model is; a model that
         draws random numbers in evaluation mode is always waited for.
     strict : bool
-        Let a measurement's errors stop the training. By default they are recorded (column ``error``), and warned of once.
+        Let a measurement's errors stop the training. By default they are recorded (column ``error``), and warned of once; but
+        for an LmnError of the first measurement of all, which is about what was asked for.
     **options
         Of :func:`lmn.measure`: backend, m, max_points, seed, max_regions, threads, connectivity. Asynchronous measurements use
         half of torch's threads by default.
@@ -346,6 +347,8 @@ class Callback:
             else:
                 found = measure(model, self._grid, **what)
         except Exception as error:
+            if isinstance(error, LmnError) and not self._rows:
+                raise
             row, failure = _with_others(row | self._failed(error), others), error
         else:
             self.last = found

@@ -37,6 +37,7 @@ class Journal:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
             raise LmnError(f"can't write measurements to {self.path}: {error.strerror}; give another path=.") from error
+        self._release = weakref.finalize(self, os.close, self._file)  # if nobody closes it
         _open.add(self)
         try:
             self._lock()
@@ -62,6 +63,8 @@ class Journal:
 
     def append(self, row: Row) -> None:
         """Write a row of ``plain`` values."""
+        if not self._release.alive:
+            raise OSError("the file is closed")
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
         before = os.fstat(self._file).st_size
         try:
@@ -72,9 +75,7 @@ class Journal:
             raise
 
     def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)  # which lets go of the lock
-            self._file = -1
+        self._release()  # of the lock, too
 
 
 _open = weakref.WeakSet[Journal]()
@@ -110,12 +111,12 @@ def _rows_of(path: Path) -> tuple[list[Row], int]:
     for number, line in enumerate(content.splitlines(keepends=True), 1):
         try:
             row = json.loads(line)
-            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-                raise ValueError("it has no step")
         except ValueError as error:
             if not line.endswith(b"\n") and (line.startswith(_BEGINS) or _BEGINS.startswith(line)):  # a write that was cut off
                 break
             raise LmnError(f"line {number} of {path} is no measurement ({error}); give another path.") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise LmnError(f"line {number} of {path} is no measurement (it has no step); give another path.")
         rows.append(row)
         whole += len(line)
     return rows, whole

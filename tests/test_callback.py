@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -309,13 +312,134 @@ def test_two_runs_do_not_share_a_file(tmp_path: Path) -> None:
         lmn.Callback(data()[0], path=tmp_path / "history.jsonl")
 
 
-@pytest.mark.parametrize("content", ["epoch,loss\n1,0.5\n", '{"loss": 3}\n', "[1]\n", '{"step": "x"}\n'])
+@pytest.mark.parametrize(
+    "content", ["epoch,loss\n1,0.5\n", '{"loss": 3}\n', "[1]\n", '{"step": "x"}\n', '{"lr": 1}', "notes", '{"step": "x"}']
+)
 def test_a_file_of_other_things_is_not_written_to(content: str, tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     path.write_text(content)
     with pytest.raises(lmn.LmnError, match=r"line 1 of .* is no measurement"):
         lmn.Callback(data()[0], path=path)
     assert path.read_text() == content
+
+
+def test_a_last_row_without_the_end_of_its_line_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"step": 0, "wall_time": 0.5, "lmn": 2.0}\n{"step": 5, "wall_time": 1.0, "lmn": 3.0}')
+    callback = lmn.Callback(data()[0], every=5, path=path, **OPTIONS)
+    callback(built()[0], 10)
+    callback.close()
+    assert [row["step"] for row in journal.read(path)] == [0, 5, 10]
+
+
+def test_processes_that_are_forked_do_not_keep_the_file(tmp_path: Path) -> None:
+    """As workers of a data loader, which may outlive a run that is killed."""
+    path = tmp_path / "history.jsonl"
+    writer = journal.Journal(path)
+    fork = multiprocessing.get_context("fork")
+    runs = fork.Event()
+    worker = fork.Process(target=lambda: (runs.set(), time.sleep(30)))
+    worker.start()
+    assert runs.wait(20)
+    try:
+        writer.close()
+        journal.Journal(path).close()
+    finally:
+        worker.kill()
+        worker.join()
+
+
+def test_what_a_row_has_itself_is_not_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    own = {"step": 0.5, "lmn": 7.0, "error": 0.25, "loss": 1.0}
+    callback = lmn.Callback(data()[0], path=path, extra=lambda: own, **OPTIONS)
+    callback(built()[0], np.int64(200))  # type: ignore[arg-type]
+    callback.close()
+    (row,) = journal.read(path)
+    assert row["step"] == 200
+    assert row["lmn"] != 7
+    assert [row[name] for name in ("step_", "lmn_", "error_", "loss")] == [0.5, 7.0, 0.25, 1.0]
+
+
+def test_steps_are_whole_numbers() -> None:
+    with pytest.raises(lmn.LmnError, match=r"step is a whole number, of steps so far; got 5\.0"):
+        lmn.Callback(data()[0], **OPTIONS)(built()[0], 5.0)  # type: ignore[arg-type]
+
+
+def test_steps_that_do_not_go_by_ones() -> None:
+    callback = lmn.Callback(data()[0], every=200, **OPTIONS)
+    for epoch in range(20):
+        callback(built()[0], 47 * epoch)
+    assert [row["step"] for row in callback.rows] == [0, 235, 423, 611, 846]
+
+
+def test_a_second_training_in_one_file_is_told_of(tmp_path: Path) -> None:
+    for again in (False, True):
+        callback = lmn.Callback(data()[0], every=5, path=tmp_path / "history.jsonl", **OPTIONS)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for step in range(8):
+                callback(built()[0], step)
+        callback.close()
+        assert [str(each.message).endswith("give another training another path=.") for each in told] == [True] * again
+
+
+def test_a_callback_that_is_closed_says_so() -> None:
+    model, optimizer = built()
+    with lmn.Callback(data()[0], **OPTIONS).attach(model, optimizer) as callback:
+        pass
+    for use in (lambda: callback(model, 1), lambda: callback.attach(model, optimizer)):
+        with pytest.raises(lmn.LmnError, match="this callback is closed; make another one"):
+            use()
+
+
+def test_a_logger_that_fails_does_not_stop_the_training() -> None:
+    def fails(_values: object, _step: int) -> None:
+        raise RuntimeError("the run is finished")
+
+    callback = lmn.Callback(data()[0], every=1, log=fails, **OPTIONS)
+    with pytest.warns(UserWarning, match="was not logged, and is kept; the training goes on: the run is finished"):
+        callback(built()[0], 0)
+    callback(built()[0], 1)
+    assert len(callback.rows) == 2
+    with pytest.raises(RuntimeError, match="the run is finished"):
+        lmn.Callback(data()[0], log=fails, strict=True, **OPTIONS)(built()[0], 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"metrics": ("nope",)}, "nope"), ({"backend": "nope"}, "there is no backend"), ({"tap": "nope"}, "no submodule 'nope'")],
+)
+def test_what_can_not_be_measured_at_all_stops_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(lmn.LmnError, match=message):
+        lmn.Callback(data()[0], **(OPTIONS | options))(built()[0], 0)
+
+
+def test_steps_of_a_state_that_is_loaded_later() -> None:
+    model, optimizer = built()
+    train(model, optimizer, 7)
+    state = optimizer.state_dict()
+    model, optimizer = built()
+    with lmn.Callback(data()[0], every=5, **OPTIONS).attach(model, optimizer) as callback:
+        optimizer.load_state_dict(state)
+        train(model, optimizer, 4)
+    assert callback.history["step"].tolist() == [0, 8, 10, 11]
+
+
+def test_models_that_can_not_be_copied_are_waited_for() -> None:
+    model, optimizer = built()
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    with lmn.Callback(data()[0], every=5, asynchronous=True, **OPTIONS).attach(model, optimizer) as callback:
+        train(model, optimizer, 10)
+    assert callback.history["step"].tolist() == [0, 5, 10]
+    assert callback.history["lmn"].notna().all()
+
+
+def test_optimizers_of_accelerate() -> None:
+    model, optimizer = Accelerator(cpu=True).prepare(*built())
+    with lmn.Callback(data()[0], every=5, **OPTIONS).attach(model, optimizer) as callback:
+        train(model, optimizer, 5)
+    assert callback.history["step"].tolist() == [0, 5]
 
 
 def test_a_full_disk_loses_nothing_that_fits_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,6 +661,32 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert run.summary["lmn/lmn"] == callback.history["lmn"].iloc[-1]
         assert run.summary["lmn/step"] == 10
         assert run.step >= 10
+
+
+def test_weights_and_biases_keeps_each_measurement() -> None:
+    """Also where nobody logs in between: what is logged without a commit takes the place of what was."""
+
+    class Run:
+        def __init__(self) -> None:
+            self.step, self.rows, self.row = 0, list[dict[str, float]](), dict[str, float]()
+
+        def define_metric(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def log(self, values: dict[str, float], commit: bool = True) -> None:
+            self.row |= values
+            if commit:
+                self.rows.append(self.row)
+                self.row, self.step = {}, self.step + 1
+
+    run = Run()
+    callback = lmn.Callback(data()[0], every=5, log=run, **OPTIONS)
+    for step in range(21):
+        callback(built()[0], step)
+        if step in (12, 13):
+            run.log({"loss": 1.0})
+    run.log({})
+    assert [row.get("lmn/step") for row in run.rows] == [0, 5, 10, None, 15, 20]
 
 
 def test_frames_are_written(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Measuring in real, short Lightning trainings."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,33 @@ def test_it_is_resumed_with_its_history(tmp_path: Path) -> None:
         checkpoint = None if epochs == 1 else tmp_path / "last.ckpt"
         fit(trainer(tmp_path, again, epochs=epochs), Module(), ckpt_path=checkpoint)
     assert [row["step"] for row in journal.read(path)] == [0, 4, 6, 8, 12]
+
+
+def test_a_resumed_training_stops_early_by_what_was_measured_before(tmp_path: Path) -> None:
+    """Also where nothing is measured in the epoch that it is resumed in."""
+    for epochs in (1, 2):
+        callback = LmnCallback(data()[0], every=100, path=tmp_path / "history.jsonl", **OPTIONS)
+        made = trainer(tmp_path, callback, EarlyStopping("lmn/lmn", patience=9), epochs=epochs)
+        fit(made, Module(), ckpt_path=None if epochs == 1 else tmp_path / "last.ckpt")
+        made.save_checkpoint(tmp_path / "last.ckpt")
+    assert callback.history["step"].tolist() == [0, 6, 12]
+
+
+def test_a_trainer_that_goes_on_keeps_its_history(tmp_path: Path) -> None:
+    callback, module = LmnCallback(data()[0], every=4, **OPTIONS), Module()
+    made = trainer(tmp_path, callback, epochs=1)
+    fit(made, module)
+    made.fit_loop.max_epochs = 2
+    fit(made, module)
+    assert callback.history["step"].tolist() == [0, 4, 6, 8, 12]
+
+
+def test_all_processes_stop_early_together() -> None:
+    command = [sys.executable, str(Path(__file__).with_name("two_processes.py")), "lightning"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("stopped after 3 steps") == 2  # an epoch of a half of the samples
 
 
 def test_a_diverged_training_goes_on(tmp_path: Path) -> None:

@@ -1,12 +1,22 @@
 """Measuring in real, short trainings by Hugging Face's Trainer."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from transformers import BertConfig, BertForSequenceClassification, EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 import lmn
 from lmn import journal
@@ -104,6 +114,52 @@ def test_it_is_resumed_in_the_same_file(tmp_path: Path) -> None:
     second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert [row["step"] for row in journal.read(path)] == [0, 3, 4, 6, 8]
     assert callback.history["step"].tolist() == [0, 3, 4, 6, 8]
+
+
+class Stops(TrainerCallback):
+    """As by Ctrl-C, once, at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
+        if state.global_step == self.step:
+            self.step = -1
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("again", ["the same trainer", "another one"])
+def test_a_training_that_was_stopped_lets_go_of_its_file(again: str, tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    trainer = built(tmp_path, Stops(3))
+    callback = LmnCallback(tokens(), every=2, path=path, **OPTIONS).add_to(trainer)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    if again == "another one":
+        trainer = built(tmp_path)
+        callback = LmnCallback(tokens(), every=2, path=path, **OPTIONS).add_to(trainer)
+    trainer.train()
+    assert callback.history["step"].tolist() == [0, 2, 4, 6, 8]
+    assert [row["step"] for row in journal.read(path)] == [0, 2, 4, 6, 8]
+
+
+def test_a_resumed_training_knows_what_was_measured_before(tmp_path: Path) -> None:
+    path, how = tmp_path / "history.jsonl", {"save_strategy": "steps", "save_steps": 4}
+    how |= {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "eval_lmn/lmn", "greater_is_better": True}
+    for steps in (4, 6):
+        trainer = built(tmp_path, steps=steps, **how)
+        LmnCallback(tokens(), every=100, path=path, **OPTIONS).add_to(trainer)
+        trainer.train(resume_from_checkpoint=steps > 4)
+    assert [row["step"] for row in journal.read(path)] == [0, 4, 6]
+
+
+def test_all_processes_stop_early_together() -> None:
+    script = str(Path(__file__).with_name("two_processes.py"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, "transformers"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("stopped after 4 steps") == 2
 
 
 def test_a_part_of_the_model(tmp_path: Path) -> None:
