@@ -60,7 +60,7 @@ def layer(
             if EDGES:
                 on_edge = on_edge | tl.max(((z == at) & inside[None, :]).to(tl.int32), axis=1)
         of_layer = tl.program_id(1) * n_breakpoints + number
-        is_word = 64 * of_layer < n_units * n_breakpoints
+        is_word = tl.zeros((ROWS,), tl.int32) + 64 * of_layer < n_units * n_breakpoints  # a block, as in triton_fused.py
         tl.store(words + rows * n_words + first_word + of_layer, word, mask=present & is_word)
     if EDGES:
         tl.store(edges + rows * tl.num_programs(1) + tl.program_id(1), on_edge, mask=present)
