@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from lmn.errors import LmnError
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile's and DistributedDataParallel's wrappers."""
+    """The module inside the wrappers of torch.compile, of parallel training, of moving averages and of Lightning Fabric."""
     while True:
         if hasattr(model, "_orig_mod"):
             model = cast(nn.Module, model._orig_mod)
-        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
+        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel | AveragedModel):
+            model = cast(nn.Module, model.module)
+        elif isinstance(getattr(model, "_forward_module", None), nn.Module):  # of Fabric
+            model = cast(nn.Module, model._forward_module)
         else:
             return model
 
@@ -31,7 +34,8 @@ def submodule(model: nn.Module, tap: str | None) -> nn.Module | None:
     if not isinstance(tap, str):
         raise LmnError(f"tap is the name of a submodule, as in model.named_modules(); got {type(tap).__name__}.")
     modules: dict[str, nn.Module] = dict(unwrapped(model).named_modules(remove_duplicate=False))
-    by_any_name: dict[str, nn.Module] = {**dict(model.named_modules(remove_duplicate=False)), **modules}
+    as_written = {name.replace("_orig_mod.", ""): module for name, module in modules.items()}  # of submodules that are compiled
+    by_any_name: dict[str, nn.Module] = {**dict(model.named_modules(remove_duplicate=False)), **as_written, **modules}
     if tap in by_any_name and tap != "":
         return by_any_name[tap]
     modules.pop("", None)

@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
 import lmn
 from lmn import journal
@@ -424,6 +425,15 @@ def test_steps_of_a_state_that_is_loaded_later() -> None:
         optimizer.load_state_dict(state)
         train(model, optimizer, 4)
     assert callback.history["step"].tolist() == [0, 8, 10, 11]
+
+
+def test_taps_have_the_names_that_the_model_gives_them() -> None:
+    """Whatever wraps it, or is compiled in it."""
+    model = built()[0].eval()
+    expected = lmn.measure(model, data()[0], tap="2", progress=False, **OPTIONS).lmn
+    assert lmn.measure(AveragedModel(model), data()[0], tap="2", progress=False, **OPTIONS).lmn == expected
+    wrapped = nn.Sequential(torch.compile(nn.Sequential(*model[:3]), backend="eager"), *model[3:])
+    assert lmn.measure(wrapped, data()[0], tap="0.2", progress=False, **OPTIONS).lmn == pytest.approx(expected)
 
 
 def test_models_that_can_not_be_copied_are_waited_for() -> None:

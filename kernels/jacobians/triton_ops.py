@@ -27,7 +27,7 @@ def _has_registers(arguments: dict[str, Any], backend: str) -> bool:
     return backend == "hip" or arguments["DEPTH"] < 3 or all(CORES[core] in STRAIGHT_CORES for core in cores)
 
 
-_TUNED = Tuned(fused, _KEY, (Choice({}, 4, fits=_has_registers), Choice({}, 8, roomy=True)))
+_TUNED = Tuned(fused, _KEY, (Choice({}, 4, roomy=True, fits=_has_registers), Choice({}, 8, roomy=True)))
 
 
 @torch.library.custom_op("lmn::jacobians", mutates_args={"out"})

@@ -22,7 +22,7 @@ _NARROW = Tuned(fused, ("DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "n_in", "n_
     Choice({"VERTICES": 16}, 8, roomy=True), Choice({"VERTICES": 32}, 8, fits=lambda _arguments, backend: backend == "cuda")
 ))  # fmt: skip
 _LAYER = Tuned(wide_layer, ("FIRST", "LAST", "CORE", "n_in", "n_units", "n_directions"), (
-    Choice({"VERTICES": 32}, 8, 2), Choice({"VERTICES": 16}, 8, 2)
+    Choice({"VERTICES": 32}, 8, 2, roomy=True), Choice({"VERTICES": 16}, 8, 2, roomy=True)
 ))  # fmt: skip
 
 
