@@ -222,8 +222,8 @@ class Callback:
             return
         try:
             self._finish()
-            is_last = model is not None and step is not None and step > self._schedule.reached
-            if is_last and self._schedule.is_due(step, at_end=True):
+            is_new = step is not None and step > self._schedule.reached
+            if model is not None and step is not None and is_new and self._schedule.is_due(step, at_end=True):
                 self._take(model, step, extra, wait=True)
         finally:
             if self._pool is not None:
