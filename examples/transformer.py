@@ -56,7 +56,7 @@ def main() -> None:
     samples = train[0][torch.randperm(len(train[0]))[: 12 if short else 96]]
     callback = lmn.Callback(
         samples, tap="embedding", every=10 if short else 50, metrics=("lmn",), extra=extra, asynchronous=True
-    )  # fmt: skip
+    )
     with callback.attach(model, optimizer):
         fit(model, optimizer, *train, 20 if short else 2300)
     print(callback)

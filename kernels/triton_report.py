@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.backends.amd.compiler import HIPBackend
 from triton.backends.compiler import GPUTarget
 
-from lmn.kernels.triton_targets import precision_on
+from lmn.kernels.triton_targets import IS_TRITON_3_2, precision_on
 from lmn.kernels.triton_tuned import Choice, Launch, recorded
 from lmn.kernels.triton_work import RATES, works
 
@@ -66,6 +66,13 @@ class Case:
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """What a case is called with: of its values nothing is seen."""
     return torch.empty(*shape, dtype=dtype)
+
+
+def forward(depth: int, width: int) -> dict[str, Tensor]:
+    """What a case of a narrow chain is called with for its forward pass: as ``NarrowChain.forward``."""
+    between, of_units = max(1, depth - 1), empty(depth, width)
+    own = {"scales": of_units, "straights": of_units, "parameters": empty(depth, 3)}
+    return {"weights": empty(between, width, width), "biases": empty(between, width)} | own
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,7 @@ def _all(thorough: bool) -> list[Case]:
 
 def _not_here(gpu: GPUTarget) -> str:
     """Why nothing can be compiled for a target by this Triton, or ""; up to 3.4 AMD's linker has to be installed."""
-    if gpu.arch == 100 and triton.__version__.startswith("3.2."):
+    if gpu.arch == 100 and IS_TRITON_3_2:
         return "Triton 3.2 does not know it."
     if gpu.backend == "hip" and hasattr(HIPBackend, "path_to_rocm_lld"):
         try:

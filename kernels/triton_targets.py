@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 
 import torch
+import triton
+
+IS_TRITON_3_2 = triton.__version__.startswith("3.2.")
 
 
 def backend_of(device: torch.device) -> str:

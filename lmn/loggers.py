@@ -51,16 +51,19 @@ def log_of(log: Any) -> Log:
 
 def _to_wandb(log: Any) -> Log:
     """To the row that the user logs next, whatever its step: an earlier one would be dropped. ``lmn/step`` is what counts."""
-    begun: list[int | None] = []  # the row that the last numbers went to
-
-    def row() -> int | None:
-        step: int | None = getattr(getattr(log, "run", None) or log, "step", None)
-        return step
+    pending: int | None = -1  # the row that the last numbers went to
 
     def write(values: dict[str, float], step: int) -> None:
-        if begun and begun[-1] == row():  # nobody logged since, so that these would take the place of those
+        nonlocal pending
+        if pending == _row_of(log):  # nobody logged since, so that these would take the place of those
             log.log({}, commit=True)
-        begun[:] = [row()]
+        pending = _row_of(log)
         log.log(values | {PREFIX + "step": step}, commit=False)
 
     return write
+
+
+def _row_of(log: Any) -> int | None:
+    """The number of the row that is written next by a wandb run, or by the module's."""
+    step: int | None = getattr(getattr(log, "run", None) or log, "step", None)
+    return step

@@ -1,9 +1,5 @@
 """The callback in training loops: when it measures, what it keeps, and that the training does not notice."""
 
-import itertools
-import json
-import multiprocessing
-import os
 import subprocess
 import sys
 import threading
@@ -149,6 +145,38 @@ def test_attach_takes_an_optimizer() -> None:
         lmn.Callback(data()[0]).attach(nn.Linear(4, 2), [])  # type: ignore[arg-type]
 
 
+def test_steps_are_whole_numbers() -> None:
+    with pytest.raises(lmn.LmnError, match=r"step is a whole number, of steps so far; got 5\.0"):
+        lmn.Callback(data()[0], **OPTIONS)(built()[0], 5.0)  # type: ignore[arg-type]
+
+
+def test_steps_that_do_not_go_by_ones() -> None:
+    callback = lmn.Callback(data()[0], every=200, **OPTIONS)
+    for epoch in range(20):
+        callback(built()[0], 47 * epoch)
+    assert [row["step"] for row in callback.rows] == [0, 235, 423, 611, 846]
+
+
+def test_steps_of_a_state_that_is_loaded_later() -> None:
+    model, optimizer = built()
+    train(model, optimizer, 7)
+    state = optimizer.state_dict()
+    model, optimizer = built()
+    with lmn.Callback(data()[0], every=5, **OPTIONS).attach(model, optimizer) as callback:
+        optimizer.load_state_dict(state)
+        train(model, optimizer, 4)
+    assert callback.history["step"].tolist() == [0, 8, 10, 11]
+
+
+def test_a_callback_that_is_closed_says_so() -> None:
+    model, optimizer = built()
+    with lmn.Callback(data()[0], **OPTIONS).attach(model, optimizer) as callback:
+        pass
+    for use in (lambda: callback(model, 1), lambda: callback.attach(model, optimizer)):
+        with pytest.raises(lmn.LmnError, match="this callback is closed; make another one"):
+            use()
+
+
 # ---- the training does not notice ------------------------------------------------------------------------------------------
 
 
@@ -247,195 +275,6 @@ def test_random_numbers_that_a_training_draws_meanwhile_are_not_drawn_again() ->
     assert np.random.rand() != first  # noqa: NPY002
 
 
-# ---- nothing is lost ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_line_a_measurement(tmp_path: Path) -> None:
-    path = tmp_path / "runs" / "history.jsonl"
-    model, optimizer = built()
-    losses: list[float] = [float("nan")]
-    callback = lmn.Callback(data()[0], every=5, path=path, extra=lambda: {"train_loss": losses[-1]}, **OPTIONS)
-    callback.attach(model, optimizer)
-    losses += train(model, optimizer, 10)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]  # before it is closed
-    assert [line["step"] for line in lines] == [0, 5, 10]
-    assert lines[0]["train_loss"] is None
-    callback.close()
-    assert journal.read(path) == callback.rows
-
-
-def test_a_run_that_is_resumed_goes_on_in_the_same_file(tmp_path: Path) -> None:
-    path, checkpoint = tmp_path / "history.jsonl", tmp_path / "checkpoint.pt"
-    model, optimizer = built()
-    with lmn.Callback(data()[0], every=5, path=path, **OPTIONS).attach(model, optimizer):
-        train(model, optimizer, 8)
-        torch.save((model.state_dict(), optimizer.state_dict()), checkpoint)
-        train(model, optimizer, 4)
-    with path.open("ab") as file:
-        file.write(b'{"step": 15, "lm')  # a write that was cut off
-    model, optimizer = built()
-    for each, state in zip((model, optimizer), torch.load(checkpoint, weights_only=True), strict=True):
-        each.load_state_dict(state)
-    with (
-        pytest.warns(UserWarning, match="has measurements up to step 12, and the training is at step 8"),
-        lmn.Callback(data()[0], every=5, path=path, **OPTIONS).attach(model, optimizer) as callback,
-    ):
-        train(model, optimizer, 10)
-    steps = [row["step"] for row in journal.read(path)]
-    assert steps == [0, 5, 10, 12, 15, 18]
-    assert callback.history["step"].tolist() == steps
-    assert callback.history["wall_time"].is_monotonic_increasing
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_run_that_is_killed_keeps_what_was_measured(asynchronous: bool, tmp_path: Path) -> None:
-    """Killed at 25 random moments, and resumed each time, in one file."""
-    path = tmp_path / "history.jsonl"
-    command = [str(Path(__file__).with_name("killed_training.py")), str(path), "25", "asynchronous" if asynchronous else ""]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True, env=environment)
-    runs = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(runs) == 25
-    for run in runs:
-        assert len(run["kept"]) >= run["told"]
-        assert run["kept"] == (sorted(set(run["kept"])) if asynchronous else list(range(len(run["kept"]))))
-    for before, after in itertools.pairwise(runs):
-        assert after["kept"][: len(before["kept"])] == before["kept"]
-    with lmn.Callback(data()[0], every=1, path=path, **OPTIONS) as callback:  # it is whole, and nobody holds it
-        assert callback.history["step"].tolist() == runs[-1]["kept"]
-
-
-def test_two_runs_do_not_share_a_file(tmp_path: Path) -> None:
-    with (
-        lmn.Callback(data()[0], path=tmp_path / "history.jsonl"),
-        pytest.raises(lmn.LmnError, match="another callback writes to"),
-    ):
-        lmn.Callback(data()[0], path=tmp_path / "history.jsonl")
-
-
-@pytest.mark.parametrize(
-    "content", ["epoch,loss\n1,0.5\n", '{"loss": 3}\n', "[1]\n", '{"step": "x"}\n', '{"lr": 1}', "notes", '{"step": "x"}']
-)
-def test_a_file_of_other_things_is_not_written_to(content: str, tmp_path: Path) -> None:
-    path = tmp_path / "history.jsonl"
-    path.write_text(content)
-    with pytest.raises(lmn.LmnError, match=r"line 1 of .* is no measurement"):
-        lmn.Callback(data()[0], path=path)
-    assert path.read_text() == content
-
-
-def test_a_last_row_without_the_end_of_its_line_is_kept(tmp_path: Path) -> None:
-    path = tmp_path / "history.jsonl"
-    path.write_text('{"step": 0, "wall_time": 0.5, "lmn": 2.0}\n{"step": 5, "wall_time": 1.0, "lmn": 3.0}')
-    callback = lmn.Callback(data()[0], every=5, path=path, **OPTIONS)
-    callback(built()[0], 10)
-    callback.close()
-    assert [row["step"] for row in journal.read(path)] == [0, 5, 10]
-
-
-def test_processes_that_are_forked_do_not_keep_the_file(tmp_path: Path) -> None:
-    """As workers of a data loader, which may outlive a run that is killed."""
-    path = tmp_path / "history.jsonl"
-    writer = journal.Journal(path)
-    fork = multiprocessing.get_context("fork")
-    runs = fork.Event()
-    worker = fork.Process(target=lambda: (runs.set(), time.sleep(30)))
-    worker.start()
-    assert runs.wait(20)
-    try:
-        writer.close()
-        journal.Journal(path).close()
-    finally:
-        worker.kill()
-        worker.join()
-
-
-def test_what_a_row_has_itself_is_not_overridden(tmp_path: Path) -> None:
-    path = tmp_path / "history.jsonl"
-    own = {"step": 0.5, "lmn": 7.0, "error": 0.25, "loss": 1.0}
-    callback = lmn.Callback(data()[0], path=path, extra=lambda: own, **OPTIONS)
-    callback(built()[0], np.int64(200))  # type: ignore[arg-type]
-    callback.close()
-    (row,) = journal.read(path)
-    assert row["step"] == 200
-    assert row["lmn"] != 7
-    assert [row[name] for name in ("step_", "lmn_", "error_", "loss")] == [0.5, 7.0, 0.25, 1.0]
-
-
-def test_steps_are_whole_numbers() -> None:
-    with pytest.raises(lmn.LmnError, match=r"step is a whole number, of steps so far; got 5\.0"):
-        lmn.Callback(data()[0], **OPTIONS)(built()[0], 5.0)  # type: ignore[arg-type]
-
-
-def test_steps_that_do_not_go_by_ones() -> None:
-    callback = lmn.Callback(data()[0], every=200, **OPTIONS)
-    for epoch in range(20):
-        callback(built()[0], 47 * epoch)
-    assert [row["step"] for row in callback.rows] == [0, 235, 423, 611, 846]
-
-
-def test_a_second_training_in_one_file_is_told_of(tmp_path: Path) -> None:
-    for again in (False, True):
-        callback = lmn.Callback(data()[0], every=5, path=tmp_path / "history.jsonl", **OPTIONS)
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            for step in range(8):
-                callback(built()[0], step)
-        callback.close()
-        assert [str(each.message).endswith("give another training another path=.") for each in told] == [True] * again
-
-
-def test_a_callback_that_is_closed_says_so() -> None:
-    model, optimizer = built()
-    with lmn.Callback(data()[0], **OPTIONS).attach(model, optimizer) as callback:
-        pass
-    for use in (lambda: callback(model, 1), lambda: callback.attach(model, optimizer)):
-        with pytest.raises(lmn.LmnError, match="this callback is closed; make another one"):
-            use()
-
-
-def test_a_logger_that_fails_does_not_stop_the_training() -> None:
-    def fails(_values: object, _step: int) -> None:
-        raise RuntimeError("the run is finished")
-
-    callback = lmn.Callback(data()[0], every=1, log=fails, **OPTIONS)
-    with pytest.warns(UserWarning, match="was not logged, and is kept; the training goes on: the run is finished"):
-        callback(built()[0], 0)
-    callback(built()[0], 1)
-    assert len(callback.rows) == 2
-    with pytest.raises(RuntimeError, match="the run is finished"):
-        lmn.Callback(data()[0], log=fails, strict=True, **OPTIONS)(built()[0], 0)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"metrics": ("nope",)}, "nope"), ({"backend": "nope"}, "there is no backend"), ({"tap": "nope"}, "no submodule 'nope'")],
-)
-def test_what_can_not_be_measured_at_all_stops_at_once(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(lmn.LmnError, match=message):
-        lmn.Callback(data()[0], **(OPTIONS | options))(built()[0], 0)
-
-
-def test_steps_of_a_state_that_is_loaded_later() -> None:
-    model, optimizer = built()
-    train(model, optimizer, 7)
-    state = optimizer.state_dict()
-    model, optimizer = built()
-    with lmn.Callback(data()[0], every=5, **OPTIONS).attach(model, optimizer) as callback:
-        optimizer.load_state_dict(state)
-        train(model, optimizer, 4)
-    assert callback.history["step"].tolist() == [0, 8, 10, 11]
-
-
-def test_taps_have_the_names_that_the_model_gives_them() -> None:
-    """Whatever wraps it, or is compiled in it."""
-    model = built()[0].eval()
-    expected = lmn.measure(model, data()[0], tap="2", progress=False, **OPTIONS).lmn
-    assert lmn.measure(AveragedModel(model), data()[0], tap="2", progress=False, **OPTIONS).lmn == expected
-    wrapped = nn.Sequential(torch.compile(nn.Sequential(*model[:3]), backend="eager"), *model[3:])
-    assert lmn.measure(wrapped, data()[0], tap="0.2", progress=False, **OPTIONS).lmn == pytest.approx(expected)
-
-
 def test_models_that_can_not_be_copied_are_waited_for() -> None:
     model, optimizer = built()
     model.lock = threading.Lock()  # type: ignore[assignment]
@@ -443,28 +282,6 @@ def test_models_that_can_not_be_copied_are_waited_for() -> None:
         train(model, optimizer, 10)
     assert callback.history["step"].tolist() == [0, 5, 10]
     assert callback.history["lmn"].notna().all()
-
-
-def test_optimizers_of_accelerate() -> None:
-    model, optimizer = Accelerator(cpu=True).prepare(*built())
-    with lmn.Callback(data()[0], every=5, **OPTIONS).attach(model, optimizer) as callback:
-        train(model, optimizer, 5)
-    assert callback.history["step"].tolist() == [0, 5]
-
-
-def test_a_full_disk_loses_nothing_that_fits_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = built()
-    path = tmp_path / "history.jsonl"
-    callback = lmn.Callback(data()[0], every=1, path=path, **OPTIONS)
-    callback(model, 0)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda _file, line: len(line) // 2)
-        with pytest.warns(UserWarning, match="was not written to"):
-            callback(model, 1)
-    assert [row["step"] for row in journal.read(path)] == [0]
-    callback(model, 2)
-    callback.close()
-    assert [row["step"] for row in journal.read(path)] == [0, 1, 2]
 
 
 # ---- what fails --------------------------------------------------------------------------------------------------------------
@@ -529,6 +346,28 @@ def test_an_exception_of_the_training_is_not_held_up() -> None:
         train(model, optimizer, 7)
         raise KeyboardInterrupt
     assert callback.history["step"].tolist() == [0, 5]
+
+
+def test_a_logger_that_fails_does_not_stop_the_training() -> None:
+    def fails(_values: object, _step: int) -> None:
+        raise RuntimeError("the run is finished")
+
+    callback = lmn.Callback(data()[0], every=1, log=fails, **OPTIONS)
+    with pytest.warns(UserWarning, match="was not logged, and is kept; the training goes on: the run is finished"):
+        callback(built()[0], 0)
+    callback(built()[0], 1)
+    assert len(callback.rows) == 2
+    with pytest.raises(RuntimeError, match="the run is finished"):
+        lmn.Callback(data()[0], log=fails, strict=True, **OPTIONS)(built()[0], 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"metrics": ("nope",)}, "nope"), ({"backend": "nope"}, "there is no backend"), ({"tap": "nope"}, "no submodule 'nope'")],
+)
+def test_what_can_not_be_measured_at_all_stops_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(lmn.LmnError, match=message):
+        lmn.Callback(data()[0], **(OPTIONS | options))(built()[0], 0)
 
 
 # ---- kinds of training -------------------------------------------------------------------------------------------------------
@@ -626,85 +465,17 @@ def test_worker_processes_of_data_loaders_do_not_measure(tmp_path: Path) -> None
     assert [row["step"] for row in journal.read(path)] == [0, 1]
 
 
-# ---- loggers -----------------------------------------------------------------------------------------------------------------
+def test_taps_have_the_names_that_the_model_gives_them() -> None:
+    """Whatever wraps it, or is compiled in it."""
+    model = built()[0].eval()
+    expected = lmn.measure(model, data()[0], tap="2", progress=False, **OPTIONS).lmn
+    assert lmn.measure(AveragedModel(model), data()[0], tap="2", progress=False, **OPTIONS).lmn == expected
+    wrapped = nn.Sequential(torch.compile(nn.Sequential(*model[:3]), backend="eager"), *model[3:])
+    assert lmn.measure(wrapped, data()[0], tap="0.2", progress=False, **OPTIONS).lmn == pytest.approx(expected)
 
 
-def logged(log: Any) -> lmn.Callback:
-    model, optimizer = built()
-    with lmn.Callback(data()[0], every=5, log=log, extra=lambda: {"loss": 1.0}, **OPTIONS).attach(model, optimizer) as callback:
-        train(model, optimizer, 10)
-    return callback
-
-
-def test_a_function_is_called_once_a_measurement() -> None:
-    told: list[tuple[int, dict[str, float]]] = []
-    callback = logged([lambda values, step: told.append((step, values)), None])
-    assert [step for step, _ in told] == [0, 5, 10]
-    assert set(told[0][1]) == {"lmn/lmn", "lmn/nonlinear_complexity", "lmn/n_redone", "lmn/elapsed"}
-    assert [values["lmn/lmn"] for _, values in told] == callback.history["lmn"].tolist()
-
-
-def test_tensorboard(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(tmp_path)) as writer:
-        callback = logged(writer)
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    scalars = events.Scalars("lmn/lmn")
-    assert [event.step for event in scalars] == [0, 5, 10]
-    np.testing.assert_allclose([event.value for event in scalars], callback.history["lmn"], rtol=1e-6)
-
-
-def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import wandb
-
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    with wandb.init(mode="offline", dir=tmp_path, project="lmn") as run:
-        model, optimizer = built()
-        callback = lmn.Callback(data()[0], every=5, log=run, **OPTIONS).attach(model, optimizer)
-        for step in range(1, 11):
-            run.log({"loss": train(model, optimizer, 1)[0]}, step=step)
-        callback.close()
-        run.log({"loss": 0.0})
-        assert run.summary["lmn/lmn"] == callback.history["lmn"].iloc[-1]
-        assert run.summary["lmn/step"] == 10
-        assert run.step >= 10
-
-
-def test_weights_and_biases_keeps_each_measurement() -> None:
-    """Also where nobody logs in between: what is logged without a commit takes the place of what was."""
-
-    class Run:
-        def __init__(self) -> None:
-            self.step, self.rows, self.row = 0, list[dict[str, float]](), dict[str, float]()
-
-        def define_metric(self, *_: Any, **__: Any) -> None:
-            pass
-
-        def log(self, values: dict[str, float], commit: bool = True) -> None:
-            self.row |= values
-            if commit:
-                self.rows.append(self.row)
-                self.row, self.step = {}, self.step + 1
-
-    run = Run()
-    callback = lmn.Callback(data()[0], every=5, log=run, **OPTIONS)
-    for step in range(21):
-        callback(built()[0], step)
-        if step in (12, 13):
-            run.log({"loss": 1.0})
-    run.log({})
-    assert [row.get("lmn/step") for row in run.rows] == [0, 5, 10, None, 15, 20]
-
-
-def test_frames_are_written(tmp_path: Path) -> None:
-    import pandas as pd
-
-    history = logged(None).history
-    history.to_csv(tmp_path / "history.csv", index=False)
-    history.to_parquet(tmp_path / "history.parquet")
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), pd.DataFrame(history))
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "history.parquet"), pd.DataFrame(history))
-    assert type(history[history["step"] > 0]) is type(history)
+def test_optimizers_of_accelerate() -> None:
+    model, optimizer = Accelerator(cpu=True).prepare(*built())
+    with lmn.Callback(data()[0], every=5, **OPTIONS).attach(model, optimizer) as callback:
+        train(model, optimizer, 5)
+    assert callback.history["step"].tolist() == [0, 5]

@@ -14,7 +14,7 @@ from torch import Tensor
 from lmn.kernels.activations import CORES, STRAIGHT_CORES
 from lmn.kernels.jacobians.triton_fused import GRAM, STORED, fused
 from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, numbered
-from lmn.kernels.triton_report import Case, empty
+from lmn.kernels.triton_report import Case, empty, forward
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, COLUMNS = 16, 32
@@ -105,9 +105,9 @@ def cases(thorough: bool) -> Iterator[Case]:
 
 def _case(depth: int, core: int, grams: bool, ends: bool, reverse: bool) -> None:
     n, n_in, n_rows, width = 4096, 64, 10, MOST_WIDTH
-    of_units, between = empty(depth, width), empty(max(1, depth - 1), width, width)
+    arrays = forward(depth, width)
     narrow_maps(
-        empty(n, n_in), empty(n_in, width), empty(width), between, empty(max(1, depth - 1), width), of_units, of_units,
-        empty(depth, 3), empty(n_rows, width), between, empty(width, n_in) if ends else None, [core] * depth, reverse, grams,
-        empty(n, n_rows, n_rows if grams else n_in),
+        empty(n, n_in), empty(n_in, width), empty(width), **arrays, start=empty(n_rows, width), matrices=arrays["weights"],
+        end=empty(width, n_in) if ends else None, cores=[core] * depth, reverse=reverse, grams=grams,
+        out=empty(n, n_rows, n_rows if grams else n_in),
     )  # fmt: skip

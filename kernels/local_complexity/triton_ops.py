@@ -14,7 +14,7 @@ from lmn.kernels.activations import CORES
 from lmn.kernels.local_complexity.triton_fused import fused
 from lmn.kernels.local_complexity.triton_wide import layer as wide_layer
 from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, numbered
-from lmn.kernels.triton_report import Case, empty
+from lmn.kernels.triton_report import Case, empty, forward
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, UNITS = 16, 64
@@ -141,11 +141,10 @@ def cases(thorough: bool) -> Iterator[Case]:
 
 def _narrow_case(depth: int, core: int) -> None:
     n, n_in, width = 4096, 64, MOST_WIDTH
-    of_units = empty(depth, width)
     narrow_counts(
-        empty(n, n_in), empty(n_in, width), empty(width), empty(max(1, depth - 1), width, width),
-        empty(max(1, depth - 1), width), of_units, of_units, empty(depth, 3), empty(25, width), empty(depth, 1),
-        empty(depth, 3, dtype=torch.int32), [core] * depth, empty(n, depth, dtype=torch.int32),
+        empty(n, n_in), empty(n_in, width), empty(width), **forward(depth, width), steps=empty(25, width),
+        breakpoints=empty(depth, 1), layout=empty(depth, 3, dtype=torch.int32), cores=[core] * depth,
+        counts=empty(n, depth, dtype=torch.int32),
     )  # fmt: skip
 
 

@@ -48,9 +48,8 @@ def _bits(z, a, b, on_edge, breakpoints, layout, layer, words, points, present, 
             word += tl.sum(above.to(tl.int64) << shift[None, :], axis=1)
             if EDGES:
                 on_edge = on_edge | tl.max(((z == at) & here[None, :]).to(tl.int32), axis=1)
-        is_word = (
-            tl.zeros((POINTS,), tl.int32) + n_of_layer > number
-        )  # a block: Triton 3.9's interpreter takes no less for a mask
+        # A block: Triton 3.9's interpreter takes no less for a mask.
+        is_word = tl.zeros((POINTS,), tl.int32) + n_of_layer > number
         next_a, next_b = next_hash(a, b, word)
         a, b = tl.where(is_word, next_a, a), tl.where(is_word, next_b, b)
         tl.store(words + points * n_words + first_word + number, word, mask=present & is_word)

@@ -16,12 +16,13 @@ from lmn.kernels.patterns.triton_bits import hashed, pack
 from lmn.kernels.patterns.triton_fused import fused
 from lmn.kernels.patterns.triton_wide import layer
 from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, numbered
-from lmn.kernels.triton_report import Case, empty
+from lmn.kernels.triton_report import Case, empty, forward
+from lmn.kernels.triton_targets import IS_TRITON_3_2
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, UNITS = 16, 64
 _PACKED = 64  # points of a tile
-TAKES_GRIDS = not triton.__version__.startswith("3.2.")  # whose compiler fails there: "transfer from register to shared"
+TAKES_GRIDS = not IS_TRITON_3_2  # whose compiler fails there: "transfer from register to shared"
 _KEY = ("GRID", "INDEXED", "EDGES", "MOST_BREAKPOINTS", "DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "n_in")
 _NARROW = Tuned(fused, _KEY, (Choice({}, 8, roomy=True), Choice({}, 4, roomy=True)))
 _LAYER = Tuned(layer, ("EDGES", "LAST", "CORE", "n_in", "n_units"), (
@@ -177,13 +178,13 @@ def hash_words(words: Tensor, hashes: Tensor) -> None:
 def cases(thorough: bool) -> Iterator[Case]:
     """Of points of a grid and of samples, with points on edges told apart and not, of the deepest chains."""
     for depth in range(1, MOST_DEPTH + 1) if thorough else (MOST_DEPTH,):
-        for core in CORES[1:] if thorough else ("abs", "clamp"):
+        for core in ("abs", "clamp"):  # those of piecewise-linear activations
             where = ("grid", "some of a grid", "samples") if TAKES_GRIDS else ("samples",)
             for points, edges in itertools.product(where, (False, True)):
                 if thorough or edges or (points, core) == ("grid", "abs"):
                     label = f"{depth} x {MOST_WIDTH} {core}, {points}{', edges' if edges else ''}"
                     yield Case("patterns", label, partial(_narrow_case, depth, core, points, edges))
-    for core, edges, last in itertools.product(CORES[1:] if thorough else ("abs", "clamp"), (False, True), (False, True)):
+    for core, edges, last in itertools.product(("abs", "clamp"), (False, True), (False, True)):
         label = f"layer, {core}{', last' if last else ''}{', edges' if edges else ''}"
         if thorough or edges:
             yield Case("patterns", label, partial(_layer_case, core, edges, last))
@@ -195,14 +196,14 @@ def cases(thorough: bool) -> Iterator[Case]:
 
 def _narrow_case(depth: int, core: str, points: str, edges: bool) -> None:
     n, n_in, width, most = 1 << 18, 64, MOST_WIDTH, 2 if core == "clamp" else 1
-    of_units, grid = empty(depth, width), points != "samples"
+    grid = points != "samples"
     narrow_patterns(
         None if grid else empty(4096, n_in), None if grid else empty(n_in, width), empty(width),
-        empty(2, width) if grid else None, empty(2, dtype=torch.int64) if grid else None,
-        empty(max(1, depth - 1), width, width), empty(max(1, depth - 1), width), of_units, of_units, empty(depth, 3),
-        empty(depth, most), empty(depth, 4, dtype=torch.int32),
-        empty(n, dtype=torch.int64) if points == "some of a grid" else None, 0, [CORES.index(core)] * depth, edges,
-        empty(n, depth * most + edges, dtype=torch.int64), empty(n, 2, dtype=torch.int64),
+        empty(2, width) if grid else None, empty(2, dtype=torch.int64) if grid else None, **forward(depth, width),
+        breakpoints=empty(depth, most), layout=empty(depth, 4, dtype=torch.int32),
+        indices=empty(n, dtype=torch.int64) if points == "some of a grid" else None, begin=0,
+        cores=[CORES.index(core)] * depth, edges=edges, words=empty(n, depth * most + edges, dtype=torch.int64),
+        hashes=empty(n, 2, dtype=torch.int64),
     )  # fmt: skip
 
 

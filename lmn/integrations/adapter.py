@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,14 +45,17 @@ class Adapter:
         self.callback: Callback | None = None
         self.latest: dict[str, float] = {}
 
-    def begin(self, model: nn.Module, log: Log, logged: Callable[[], Mapping[str, float]]) -> Callback:
-        """Make the Callback, that goes on after the one before; ``log`` is the library's, ``logged`` what it knows by then."""
+    def begin(self, model: nn.Module, log: Log, logged: Callable[[], Mapping[str, float]], earlier: Sequence[Row] = ()) -> None:
+        """Make the Callback, that goes on after the one before, or after the rows of an earlier run.
+
+        ``log`` is the library's, and ``logged`` what it knows at a measurement.
+        """
 
         def tell(values: dict[str, float], step: int) -> None:
             self.latest = values
             log(values, step)
 
-        before = [] if self.callback is None else self.callback.rows
+        before = earlier if self.callback is None else self.callback.rows
         for other in list(_begun):  # a training that was stopped and did not say so, as by Ctrl-C in a notebook
             if other is self or other._path == self._path is not None:
                 other.let_go()
@@ -62,16 +65,7 @@ class Adapter:
             self._grid, log=(tell, self._log), extra=lambda: {**logged(), **self._extra()}, **self._options
         )
         self.callback.recall(before)
-        self.recall(self.callback.rows)
-        return self.callback
-
-    def recall(self, rows: list[Row]) -> None:
-        """Take the numbers of the last measurement of an earlier run for the latest, until there are others."""
-        for row in reversed(rows):
-            if "error" not in row:
-                numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
-                self.latest = named({name: value for name, value in numbers.items() if name not in ("step", "wall_time")})
-                return
+        self.latest = _latest_of(self.callback.rows)  # until there are others
 
     def share(self) -> None:
         """Let all processes of a training, each of which has to call this, know the first one's numbers: to stop at once."""
@@ -97,6 +91,13 @@ class Adapter:
     def end(self, step: int) -> None:
         if self.callback is not None:
             self.callback.close(self._model, step)
+
+
+def _latest_of(rows: Sequence[Row]) -> dict[str, float]:
+    """The numbers of the last measurement that there is, by the keys of loggers."""
+    last = next((row for row in reversed(rows) if "error" not in row), {})
+    numbers = {name: value for name, value in last.items() if isinstance(value, int | float)}
+    return named({name: value for name, value in numbers.items() if name not in ("step", "wall_time")})
 
 
 def part_of(model: nn.Module, part: Part) -> nn.Module:

@@ -74,9 +74,7 @@ class LmnCallback(_lightning().Callback):  # type: ignore[misc]
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=step)
 
-        rows = self._all_rows
-        self._measuring.begin(pl_module, log, lambda: _logged(trainer)).recall(rows)
-        self._measuring.recall(self._all_rows)
+        self._measuring.begin(pl_module, log, lambda: _logged(trainer), self._rows)
         self._measuring.step(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:

@@ -1,0 +1,157 @@
+"""The file of a callback: what is kept of a run that dies, and of the next one."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_callback import OPTIONS, built, data, train
+
+import lmn
+from lmn import journal
+
+
+def test_a_line_a_measurement(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "history.jsonl"
+    model, optimizer = built()
+    losses: list[float] = [float("nan")]
+    callback = lmn.Callback(data()[0], every=5, path=path, extra=lambda: {"train_loss": losses[-1]}, **OPTIONS)
+    callback.attach(model, optimizer)
+    losses += train(model, optimizer, 10)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]  # before it is closed
+    assert [line["step"] for line in lines] == [0, 5, 10]
+    assert lines[0]["train_loss"] is None
+    callback.close()
+    assert journal.read(path) == callback.rows
+
+
+def test_a_run_that_is_resumed_goes_on_in_the_same_file(tmp_path: Path) -> None:
+    path, checkpoint = tmp_path / "history.jsonl", tmp_path / "checkpoint.pt"
+    model, optimizer = built()
+    with lmn.Callback(data()[0], every=5, path=path, **OPTIONS).attach(model, optimizer):
+        train(model, optimizer, 8)
+        torch.save((model.state_dict(), optimizer.state_dict()), checkpoint)
+        train(model, optimizer, 4)
+    with path.open("ab") as file:
+        file.write(b'{"step": 15, "lm')  # a write that was cut off
+    model, optimizer = built()
+    for each, state in zip((model, optimizer), torch.load(checkpoint, weights_only=True), strict=True):
+        each.load_state_dict(state)
+    with (
+        pytest.warns(UserWarning, match="has measurements up to step 12, and the training is at step 8"),
+        lmn.Callback(data()[0], every=5, path=path, **OPTIONS).attach(model, optimizer) as callback,
+    ):
+        train(model, optimizer, 10)
+    steps = [row["step"] for row in journal.read(path)]
+    assert steps == [0, 5, 10, 12, 15, 18]
+    assert callback.history["step"].tolist() == steps
+    assert callback.history["wall_time"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_run_that_is_killed_keeps_what_was_measured(asynchronous: bool, tmp_path: Path) -> None:
+    """Killed at 25 random moments, and resumed each time, in one file."""
+    path = tmp_path / "history.jsonl"
+    command = [str(Path(__file__).with_name("killed_training.py")), str(path), "25", "asynchronous" if asynchronous else ""]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True, env=environment)
+    runs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(runs) == 25
+    for run in runs:
+        assert len(run["kept"]) >= run["told"]
+        assert run["kept"] == (sorted(set(run["kept"])) if asynchronous else list(range(len(run["kept"]))))
+    for before, after in itertools.pairwise(runs):
+        assert after["kept"][: len(before["kept"])] == before["kept"]
+    with lmn.Callback(data()[0], every=1, path=path, **OPTIONS) as callback:  # it is whole, and nobody holds it
+        assert callback.history["step"].tolist() == runs[-1]["kept"]
+
+
+def test_two_runs_do_not_share_a_file(tmp_path: Path) -> None:
+    with (
+        lmn.Callback(data()[0], path=tmp_path / "history.jsonl"),
+        pytest.raises(lmn.LmnError, match="another callback writes to"),
+    ):
+        lmn.Callback(data()[0], path=tmp_path / "history.jsonl")
+
+
+@pytest.mark.parametrize(
+    "content", ["epoch,loss\n1,0.5\n", '{"loss": 3}\n', "[1]\n", '{"step": "x"}\n', '{"lr": 1}', "notes", '{"step": "x"}']
+)
+def test_a_file_of_other_things_is_not_written_to(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text(content)
+    with pytest.raises(lmn.LmnError, match=r"line 1 of .* is no measurement"):
+        lmn.Callback(data()[0], path=path)
+    assert path.read_text() == content
+
+
+def test_a_last_row_without_the_end_of_its_line_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"step": 0, "wall_time": 0.5, "lmn": 2.0}\n{"step": 5, "wall_time": 1.0, "lmn": 3.0}')
+    callback = lmn.Callback(data()[0], every=5, path=path, **OPTIONS)
+    callback(built()[0], 10)
+    callback.close()
+    assert [row["step"] for row in journal.read(path)] == [0, 5, 10]
+
+
+def test_processes_that_are_forked_do_not_keep_the_file(tmp_path: Path) -> None:
+    """As workers of a data loader, which may outlive a run that is killed."""
+    path = tmp_path / "history.jsonl"
+    writer = journal.Journal(path)
+    fork = multiprocessing.get_context("fork")
+    runs = fork.Event()
+    worker = fork.Process(target=lambda: (runs.set(), time.sleep(30)))
+    worker.start()
+    assert runs.wait(20)
+    try:
+        writer.close()
+        journal.Journal(path).close()
+    finally:
+        worker.kill()
+        worker.join()
+
+
+def test_what_a_row_has_itself_is_not_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    own = {"step": 0.5, "lmn": 7.0, "error": 0.25, "loss": 1.0}
+    callback = lmn.Callback(data()[0], path=path, extra=lambda: own, **OPTIONS)
+    callback(built()[0], np.int64(200))  # type: ignore[arg-type]
+    callback.close()
+    (row,) = journal.read(path)
+    assert row["step"] == 200
+    assert row["lmn"] != 7
+    assert [row[name] for name in ("step_", "lmn_", "error_", "loss")] == [0.5, 7.0, 0.25, 1.0]
+
+
+def test_a_second_training_in_one_file_is_told_of(tmp_path: Path) -> None:
+    for again in (False, True):
+        callback = lmn.Callback(data()[0], every=5, path=tmp_path / "history.jsonl", **OPTIONS)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for step in range(8):
+                callback(built()[0], step)
+        callback.close()
+        assert [str(each.message).endswith("give another training another path=.") for each in told] == [True] * again
+
+
+def test_a_full_disk_loses_nothing_that_fits_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = built()
+    path = tmp_path / "history.jsonl"
+    callback = lmn.Callback(data()[0], every=1, path=path, **OPTIONS)
+    callback(model, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda _file, line: len(line) // 2)
+        with pytest.warns(UserWarning, match="was not written to"):
+            callback(model, 1)
+    assert [row["step"] for row in journal.read(path)] == [0]
+    callback(model, 2)
+    callback.close()
+    assert [row["step"] for row in journal.read(path)] == [0, 1, 2]
