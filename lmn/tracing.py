@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import RLock, get_ident
 from typing import Any
@@ -22,6 +23,16 @@ from lmn.operations import is_custom
 _ONE_AT_A_TIME = RLock()
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One trace at a time, and other threads, a training's say, compile nothing within: torch.compile takes back what torch.fx
+    replaced in all threads while it compiles, and replaces it again when the trace may be over.
+    """
+    convert_frame = sys.modules.get("torch._dynamo.convert_frame")  # where nobody compiles it is not imported
+    with _ONE_AT_A_TIME, nullcontext() if convert_frame is None else convert_frame.compile_lock:
+        yield
+
+
 def why_untraceable(model: nn.Module) -> str:
     """Why a model is run whole without trying to trace it, or ""."""
     if _has_any_global_hook():
@@ -34,7 +45,7 @@ def why_untraceable(model: nn.Module) -> str:
 def traced_symbolically(root: nn.Module, tap: nn.Module | None) -> fx.GraphModule:
     """By torch.fx: 10 ms, and modules stay visible; control flow that looks at tensors can't be followed."""
     tracer = _Tracer(tap)
-    with _ONE_AT_A_TIME, _len_of_proxies(root):
+    with _alone(), _len_of_proxies(root):
         graph = tracer.trace(root)
     (x,) = (node for node in graph.nodes if node.op == "placeholder")
     if tap is not None:
@@ -79,7 +90,7 @@ def traced_by_running(tail: Callable[[Tensor], Tensor], samples: Tensor) -> fx.G
         return tail(h)
 
     tracer = make_fx(run, tracing_mode="symbolic", pre_dispatch=True, _allow_non_fake_inputs=True)
-    with _ONE_AT_A_TIME:
+    with _alone():
         graph_module: fx.GraphModule = tracer(samples.clone())
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()

@@ -5,16 +5,19 @@ import random
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo import convert_frame
 
 import lmn
 from lmn.subject import Subject
+from lmn.tracing import traced_by_running, traced_symbolically
 
 
 class Busy(nn.Module):
@@ -302,6 +305,34 @@ def test_tracing_does_not_disturb_what_other_threads_run() -> None:
     assert failures == []
     assert nn.Module.__call__ is call
     assert len(measured) == 40
+
+
+class SeesLock(nn.Module):
+    """Asks, while it is traced, whether another thread could compile now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.free = nn.Linear(4, 2), list[bool]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as other:
+            self.free.append(other.submit(convert_frame.compile_lock.acquire, blocking=False).result())
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        pytest.param(lambda model: traced_symbolically(model, None), id="symbolically"),
+        pytest.param(lambda model: traced_by_running(model, torch.randn(6, 4)), id="by_running"),
+    ],
+)
+def test_nothing_is_compiled_by_other_threads_during_a_trace(trace: Callable[[nn.Module], Any]) -> None:
+    """It would put back torch.fx's own methods of modules when the trace is over, for good."""
+    model = SeesLock()
+    trace(model)
+    assert model.free
+    assert not any(model.free)
 
 
 class OwnMode(nn.Module):
