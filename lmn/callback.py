@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 import os
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,20 +16,21 @@ from torch import nn
 
 from lmn.errors import LmnError
 from lmn.grid import as_grid
-from lmn.journal import Journal, Row, plain
-from lmn.loggers import log_of, named
+from lmn.journal import Row, plain
+from lmn.kept import Kept
+from lmn.loggers import log_of, named, prefix_of
 from lmn.measure import measure
-from lmn.measurement import Measurement
+from lmn.measurement import Measurement, is_measured
 from lmn.preserve import beside_training
 from lmn.schedule import Schedule
 from lmn.selection import Select
+from lmn.snapshot import Snapshot
 from lmn.subject import Subject
 from lmn.submodules import unwrapped
 
 if TYPE_CHECKING:
     from lmn.history import History
 
-_SETTINGS = {"n_points", "n_sampled", "m"}  # which are always the same
 _OPTIONS = ("backend", "m", "max_points", "seed", "max_regions", "threads", "connectivity")
 
 
@@ -52,8 +51,8 @@ class Callback:
     every : int, optional
         Steps between measurements. Default 200.
     overhead : float, above 0 and up to 1, optional
-        Instead: as often as measuring takes at most this share of the time since the callback was made. The first measurement
-        is taken at once, and waited for; the last step is measured if that share allows.
+        Instead: as often as measuring takes at most this share of the time from the first measurement on. That one is taken at
+        once, and waited for; the last step is measured if that share allows.
     extra : callable, optional
         () to other numbers of the moment, e.g. ``lambda: {"test_loss": ...}``; asked for at each measurement. One of a name
         that the callback uses itself gets an underscore: ``step_``.
@@ -62,6 +61,8 @@ class Callback:
     path : str or Path, optional
         A file that each measurement is appended to as a line of JSON. If it has measurements, the callback goes on after them:
         steps up to the last of them are not measured again.
+    name : str, optional
+        Of one of several callbacks in a training: its keys are ``lmn/<callback>/<name>``.
     asynchronous : bool
         Measure a copy of the model in another thread while the training goes on: at most one at a time; what is due meanwhile
         is measured as soon as that one is done, at the step of then. The first is not, to see what the model is; a model that
@@ -76,14 +77,16 @@ class Callback:
     Attributes
     ----------
     history : History
-        A DataFrame of all measurements: step, wall_time (seconds of training, over all runs of one path), the numbers, error.
+        A DataFrame of all measurements: step, wall_time (seconds of training, over all runs of one path), the numbers, notes
+        (what to know of them), error.
     last : Measurement or None
         The one before now.
 
     Raises
     ------
     LmnError
-        Values out of range; a path that can't be written to, that has something else in it, or that another process writes to.
+        Values out of range; a path that can't be written to or has something else in it; at the first step, one that another
+        process writes to.
 
     Examples
     --------
@@ -104,6 +107,7 @@ class Callback:
         extra: Callable[[], Mapping[str, Any]] | None = None,
         log: Any = None,
         path: str | os.PathLike[str] | None = None,
+        name: str | None = None,
         asynchronous: bool = False,
         strict: bool = False,
         **options: Any,
@@ -114,19 +118,16 @@ class Callback:
         self._grid = as_grid(grid)
         self._what: dict[str, Any] = {"tap": tap, "metrics": metrics, "select": select, "progress": False} | options
         self._schedule = Schedule.of(every, overhead)
-        self._extra, self._log, self._strict = extra or dict, log_of(log), strict
+        self._prefix = prefix_of(name)
+        self._extra, self._log, self._strict = extra or dict, log_of(log, self._prefix), strict
         self._asynchronous = asynchronous
-        self._process = os.getpid()
-        self._lock = threading.RLock()
-        self._journal = Journal(path) if path is not None and _is_main_process() else None
-        self._rows: list[Row] = list(self._journal.rows) if self._journal is not None else []
-        self._unwritten: list[Row] = []
+        self._process: int | None = None  # which measures
+        self._kept = Kept(path if _is_main_process() else None, strict)
         self._closed = self._warned_of_done = self._warned_of_log = False
-        self._look_back()
         self._pool: ThreadPoolExecutor | None = None
         self._in_flight: Future[Row] | None = None
         self._beside: bool | None = None  # whether this model may be measured in another thread
-        self._metrics: set[str] = set()  # which numbers are measured, and not told of by extra
+        self._snapshot = Snapshot()
         self._warned = False
         self._attached: tuple[Any, ...] | None = None  # a model, and what to undo
         self._step = 0
@@ -154,6 +155,8 @@ class Callback:
             return None
         self._check_open()
         step = _whole(step)
+        if self._process is None:
+            self._begin()
         self._collect()
         if step <= self._schedule.reached:
             self._warn_of_done(step)
@@ -220,6 +223,8 @@ class Callback:
         self.detach()
         if not self._is_mine():
             return
+        if self._process is None and model is not None:
+            self._begin()
         try:
             self._finish()
             is_new = step is not None and step > self._schedule.reached
@@ -230,9 +235,13 @@ class Callback:
                 self._pool.shutdown()
                 self._pool = None
             self._closed = True
-            if self._journal is not None:
-                self._journal.close()
-                self._journal = None
+            self._kept.close()
+
+    def _begin(self) -> None:
+        """In the process that measures, which need not be the one that this was made in."""
+        self._kept.open()
+        self._schedule.began, self._schedule.reached = time.perf_counter(), self._kept.reached
+        self._process = os.getpid()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -240,12 +249,12 @@ class Callback:
 
     def _warn_of_done(self, step: int) -> None:
         """Once, of steps that an earlier run has measured."""
-        if step <= self._before_this and not self._warned_of_done:
+        earlier = self._kept.reached
+        if step <= earlier and not self._warned_of_done:
             self._warned_of_done = True
             warnings.warn(
-                f"{self._journal.path if self._journal else 'this callback'} has measurements up to step {self._before_this}, "
-                f"and the training is at step {step}: they are kept, and measuring goes on after step {self._before_this}; "
-                "give another training another path=.",
+                f"{self._kept.name} has measurements up to step {earlier}, and the training is at step {step}: they are kept, "
+                f"and measuring goes on after step {earlier}; give another training another path=.",
                 stacklevel=3,
             )
 
@@ -262,30 +271,22 @@ class Callback:
     @property
     def rows(self) -> list[Row]:
         """The history as dicts."""
-        with self._lock:
-            return list(self._rows)
+        return self._kept.rows
 
     def recall(self, rows: Sequence[Row]) -> None:
         """Go on after the measurements of an earlier run, unless its file has them."""
-        if not self._rows:
-            self._rows = list(rows)
-            self._look_back()
-
-    def _look_back(self) -> None:
-        self._before = max((row.get("wall_time") or 0.0 for row in self._rows), default=0.0)
-        self._before_this = self._schedule.reached = max((row["step"] for row in self._rows), default=-1)
+        self._kept.recall(rows)
 
     @property
     def history(self) -> History:
         from lmn.history import History
 
-        with self._lock:
-            return History.of(self._rows)
+        return History.of(self.rows)
 
     def __str__(self) -> str:
-        schedule, n = self._schedule, len(self._rows)
+        schedule, rows = self._schedule, self.rows
+        n, failed = len(rows), sum("error" in row for row in rows)
         how = f"every {schedule.every} steps" if schedule.every is not None else f"at most {schedule.share:.0%} of the time"
-        failed = sum("error" in row for row in self._rows)
         return (
             f"{n} measurement{'' if n == 1 else 's'}, {how}{', in another thread' if self._asynchronous else ''}: "
             f"{schedule.spent:.2f} s of {schedule.elapsed:.2f} s ({schedule.share_so_far:.1%})"
@@ -299,13 +300,15 @@ class Callback:
 
     def _is_mine(self) -> bool:
         """Neither a worker process of a data loader, which has a copy of this, nor another rank than the first."""
-        return os.getpid() == self._process and _is_main_process()
+        if self._process is None and torch.utils.data.get_worker_info() is not None:
+            return False
+        return self._process in (None, os.getpid()) and _is_main_process()
 
     def _take(self, model: nn.Module, step: int, extra: Mapping[str, Any], *, wait: bool = False) -> Measurement | None:
         if self._in_flight is not None:  # due again at the next step, until that one is done
             return None
         self._schedule.reached = step
-        row = {"step": step, "wall_time": self._before + self._schedule.elapsed}
+        row = {"step": step, "wall_time": self._kept.seconds + self._schedule.elapsed}
         beside = self._asynchronous and not wait and bool(self._beside)
         inner, began = unwrapped(model), time.perf_counter()
         try:
@@ -313,7 +316,7 @@ class Callback:
         except Exception as error:
             if self._strict:
                 raise
-            self._note(row | self._failed(error))
+            self._kept.add(row | self._failed(error))
             return None
         measured = self._copied(inner) if beside else inner
         beside = measured is not inner
@@ -330,7 +333,7 @@ class Callback:
     def _copied(self, model: nn.Module) -> nn.Module:
         """A copy; the model itself, which is then waited for, where it can't be copied."""
         try:
-            return copy.deepcopy(model)
+            return self._snapshot.of(model)
         except Exception:
             self._beside = False
             return model
@@ -347,16 +350,15 @@ class Callback:
             else:
                 found = measure(model, self._grid, **what)
         except Exception as error:
-            if isinstance(error, LmnError) and not self._rows:
+            if isinstance(error, LmnError) and not self.rows:
                 raise
             row, failure = _with_others(row | self._failed(error), others), error
         else:
             self.last = found
-            numbers = found.to_dict()
-            self._metrics.update(numbers.keys() - _SETTINGS)
-            row = _with_others(row | {name: plain(value) for name, value in numbers.items()}, others)
+            numbers = {name: plain(value) for name, value in found.to_dict().items()}
+            row = _with_others(row | numbers | self._said_of(found), others)
         self._schedule.took(spent + time.perf_counter() - began)
-        self._note(row)
+        self._kept.add(row)
         if failure is not None and self._strict:
             raise failure
         return row
@@ -369,28 +371,17 @@ class Callback:
             warnings.warn(f"a measurement failed, and is recorded as such; the training goes on: {error}", stacklevel=2)
         return {"error": f"{type(error).__name__}: {error}"}
 
-    def _note(self, row: Row) -> None:
-        """Keep a row, and write it to the file; one that can't be is written with the next."""
-        with self._lock:
-            self._rows.append(row)
-            if self._journal is None:
-                return
-            self._unwritten.append(row)
-            try:
-                while self._unwritten:
-                    self._journal.append(self._unwritten[0])
-                    self._unwritten.pop(0)
-            except OSError as error:
-                if self._strict:
-                    raise
-                warnings.warn(f"a measurement was not written to {self._journal.path} ({error}); it is kept.", stacklevel=2)
+    def _said_of(self, found: Measurement) -> Row:
+        """What is no number of a measurement: its tap, and what a reader of the numbers should know."""
+        said = {"tap": self._what["tap"], "notes": "; ".join(found.notes)}
+        return {name: value for name, value in said.items() if value}
 
     def _logged(self, row: Row) -> None:
         """Tell the loggers."""
         if "error" in row:
             return
         try:
-            self._log(named({name: value for name, value in row.items() if name in self._metrics}), row["step"])
+            self._log(named({name: value for name, value in row.items() if is_measured(name)}, self._prefix), row["step"])
         except Exception as error:
             if self._strict:
                 raise

@@ -32,11 +32,7 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError as error:
-            raise LmnError(f"can't write measurements to {self.path}: {error.strerror}; give another path=.") from error
+        self._file = _opened(self.path)
         self._release = weakref.finalize(self, os.close, self._file)  # if nobody closes it
         _open.add(self)
         try:
@@ -88,6 +84,26 @@ def _let_go() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go)
+
+
+def look(path: str | os.PathLike[str]) -> list[Row]:
+    """The rows of a file that is to be written to, or may be being written to already; it is made where there is none.
+
+    Raises
+    ------
+    LmnError
+        A path that can't be written to, or a file that has other things in it.
+    """
+    os.close(_opened(Path(path)))
+    return read(path)
+
+
+def _opened(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        raise LmnError(f"can't write measurements to {path}: {error.strerror}; give another path=.") from error
 
 
 def read(path: str | os.PathLike[str]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,16 @@ from lmn.local_complexity import LocalComplexity
 from lmn.matrices import clustered, draw_matrix, draw_spectrum, lowest_shown
 from lmn.partition import Regions
 from lmn.plots import matplotlib_pyplot
+
+# What the numbers of a measurement are called that may change from one of a training to the next.
+_NUMBERS = re.compile(
+    "lmn|nonlinear_complexity|n_redone|elapsed|(exact|observed)_regions.*|jacobian_.*|(effective_)?linear_maps|local_complexity.*"
+)
+
+
+def is_measured(name: str) -> bool:
+    """Whether a number of a training is of a measurement, by its name."""
+    return _NUMBERS.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, eq=False)

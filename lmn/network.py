@@ -80,6 +80,7 @@ class Network:
         if select is not None and not callable(select):
             raise LmnError(f"select= is a function of the model's output, e.g. lambda out: out[0]; got {select!r}.")
         self._tap_module = submodule(model, self.tap)
+        self._select = select
         self._root = Root(self.model, select)
         self._casts: dict[tuple[nn.Module, torch.dtype], dict[str, Tensor]] = {}
         self._graph: TailGraph | None = None
@@ -123,7 +124,7 @@ class Network:
         if may_be_kept and self._graph is not None:
             graph = copy.deepcopy(self._graph.graph)
             sizes = self._batch_of_model, self.batch, self.widest, self.single_inside
-            self._known = Remembered(graph, self._graph.run, self._graph.tensors, self._habits, *sizes)
+            self._known = Remembered(graph, self._graph.run, self._graph.tensors, self._graph.constants, self._habits, *sizes)
             remembered.remember(self.model, self._looks, self._known)
 
     @contextmanager
@@ -290,13 +291,13 @@ class Network:
             return "whole model", why, False
         reasons = []
         by_symbols = partial(traced_symbolically, self._root, self._tap_module)
-        by_running = partial(traced_by_running, self._run_from_tap, samples)
+        by_running = partial(traced_by_running, self._run_from_tap, samples, self._root)
         for trace in (by_symbols, by_running):
             try:
                 with remembered.reads() as looked:
                     graph = trace()
                 if self._gives_the_outputs(TailGraph.of(graph), checked):
-                    return "traced", "", trace is by_symbols and not looked() and remembered.may_be_kept(graph)
+                    return "traced", "", not looked()
                 reasons.append("the traced graph gives other outputs than the model")
             except Exception as error:  # whatever a tracer can't follow, the model itself can
                 reasons.append(in_short(error))
@@ -306,7 +307,8 @@ class Network:
     def _is_as_remembered(self, known: Remembered, checked: Tensor) -> bool:
         """Take a remembered graph for the tail, if it still is it."""
         try:
-            graph = TailGraph(self._root, known.graph, known.run, known.tensors)
+            root = Root(self.model, self._select, known.constants)
+            graph = TailGraph(root, known.graph, known.run, known.tensors)
             return not why_untraceable(self.model) and self._gives_the_outputs(graph, checked, same_operations=True)
         except Exception:  # whatever has changed, a new graph will have it
             return False

@@ -42,6 +42,8 @@ class Remembered:
         (root, samples) to the graph's output.
     tensors : tuple of str
         The parameters and buffers of a root that the graph needs.
+    constants : dict of str to Tensor
+        Other tensors that it needs.
     habits : Habits
     batch_of_model, batch, widest, single_inside
         As of the ``Network``.
@@ -52,6 +54,7 @@ class Remembered:
     graph: fx.Graph
     run: Callable[[nn.Module, Tensor], Any]
     tensors: tuple[str, ...]
+    constants: dict[str, Tensor]
     habits: Habits
     batch_of_model: int
     batch: int
@@ -73,11 +76,6 @@ def remember(model: nn.Module, key: Hashable, found: Remembered) -> None:
         while len(kept) >= _MOST_KEPT:
             del kept[next(iter(kept))]
         kept[key] = found
-
-
-def may_be_kept(module: fx.GraphModule) -> bool:
-    """Whether a graph has no tensors of its own, which another root would lack."""
-    return not any(node.op == "get_attr" and str(node.target).startswith("_") for node in module.graph.nodes)
 
 
 class _Reads(TorchDispatchMode):
@@ -125,11 +123,17 @@ def looks(model: nn.Module, tap: str | None, select: Any, samples: Tensor) -> Ha
     container or object of such, function without variables of its own, or tensor.
     """
     kind = (tuple(samples.shape[1:]), samples.dtype, samples.device)
+    modules = modules_of(model)
     try:
-        return (
-            (tap, _value(select, 0), kind),
-            *(_module(name, module) for name, module in model.named_modules(remove_duplicate=False)),
-        )
+        return None if modules is None else (tap, _value(select, 0), kind, modules)
+    except _NotComparable:
+        return None
+
+
+def modules_of(model: nn.Module) -> Hashable:
+    """What must be the same for a model to be the same up to the values of its parameters and buffers; None as above."""
+    try:
+        return tuple(_module(name, module) for name, module in model.named_modules(remove_duplicate=False))
     except _NotComparable:
         return None
 
@@ -145,7 +149,7 @@ def _module(name: str, module: nn.Module) -> Hashable:
     hooked = any(attributes.get(hooks) for hooks in _HOOKS)
     if hooked or isinstance(module, torch.jit.ScriptModule):
         raise _NotComparable
-    tensors = [(key, t.shape, t.dtype) for kept in _TENSORS for key, t in attributes[kept].items() if t is not None]
+    tensors = [(key, t.shape, t.dtype, t.device) for kept in _TENSORS for key, t in attributes[kept].items() if t is not None]
     plain = [(key, _value(value, 0)) for key, value in attributes.items() if key not in _IGNORED]
     return name, id(module), type(module), id(type(module).forward), tuple(tensors), tuple(plain)
 

@@ -13,12 +13,17 @@ Select = Callable[[Any], Tensor]
 
 
 class Root(nn.Module):
-    """The model followed by the selection of its output: one tensor with the batch first."""
+    """The model followed by the selection of its output: one tensor with the batch first.
 
-    def __init__(self, model: nn.Module, select: Select | None) -> None:
+    Beside the model it may have tensors that a graph on it needs.
+    """
+
+    def __init__(self, model: nn.Module, select: Select | None, constants: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         self.model = model
         self._select = select
+        for name, tensor in (constants or {}).items():
+            self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.model(x)

@@ -34,6 +34,12 @@ class TailGraph(nn.Module):
         tensors = (*dict(module.named_parameters()), *dict(module.named_buffers()))
         return cls(module, module.graph, type(module).forward, tensors)
 
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """Tensors that the graph needs and the model does not have."""
+        tensors = (*self.root.named_buffers(), *self.root.named_parameters())
+        return {name: tensor.detach() for name, tensor in tensors if not name.startswith("model.")}
+
     @cached_property
     def module(self) -> fx.GraphModule:
         """The graph with nothing but what it needs."""

@@ -83,18 +83,27 @@ def _len_of_proxies(root: nn.Module) -> Iterator[None]:
             del space["len"]
 
 
-def traced_by_running(tail: Callable[[Tensor], Tensor], samples: Tensor) -> fx.GraphModule:
-    """By running the tail under symbolic shapes: follows any control flow but on values."""
+def traced_by_running(tail: Callable[[Tensor], Tensor], samples: Tensor, root: nn.Module) -> fx.GraphModule:
+    """By running the tail under symbolic shapes: follows any control flow but on values.
+
+    The nodes name the parameters and buffers as the root does; other tensors have names of the tracer's own.
+    """
 
     def run(h: Tensor) -> Tensor:  # the tracer takes a method's `self` for an input
         return tail(h)
 
     tracer = make_fx(run, tracing_mode="symbolic", pre_dispatch=True, _allow_non_fake_inputs=True)
     with _alone():
-        graph_module: fx.GraphModule = tracer(samples.clone())
-    graph_module.graph.eliminate_dead_code()
-    graph_module.recompile()
-    return graph_module
+        traced: fx.GraphModule = tracer(samples.clone())
+    graph = traced.graph
+    graph.eliminate_dead_code()
+    names = {id(tensor): name for name, tensor in (*root.named_parameters(), *root.named_buffers())}
+    tensors = dict[str, Tensor]()
+    for node in graph.find_nodes(op="get_attr"):
+        tensor = getattr(traced, str(node.target))
+        node.target = names.get(id(tensor), node.target)
+        tensors[str(node.target)] = tensor
+    return fx.GraphModule(tensors, graph)
 
 
 class _InThread:

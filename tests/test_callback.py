@@ -1,5 +1,7 @@
 """The callback in training loops: when it measures, what it keeps, and that the training does not notice."""
 
+import copy
+import pickle
 import subprocess
 import sys
 import threading
@@ -7,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -131,6 +134,8 @@ def test_no_more_than_a_share_when_measuring_takes_long(monkeypatch: pytest.Monk
         ({"overhead": 5}, "above 0 and up to 1; got 5"),
         ({"overhead": True}, "above 0 and up to 1; got True"),
         ({"log": 3}, "log is a function of"),
+        ({"name": "a b"}, "name is what keys have between 'lmn/' and a number's own name, e.g. 'encoder'; got 'a b'"),
+        ({"name": ""}, "e.g. 'encoder'; got ''"),
         ({"colour": "red"}, "there is no option colour"),
         ({"path": "/proc/none/history.jsonl"}, "can't write measurements to"),
     ],
@@ -166,6 +171,24 @@ def test_steps_of_a_state_that_is_loaded_later() -> None:
         optimizer.load_state_dict(state)
         train(model, optimizer, 4)
     assert callback.history["step"].tolist() == [0, 8, 10, 11]
+
+
+def test_what_is_to_be_known_of_the_numbers_is_kept() -> None:
+    callback = lmn.Callback(data()[0], tap="0", m=5)
+    callback(built()[0], 0)
+    assert callback.history["tap"].tolist() == ["0"]
+    assert callback.history["notes"][0].startswith("no regions: ")
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))])
+def test_a_callback_can_be_copied_before_it_measures(copied: Callable[[lmn.Callback], lmn.Callback], tmp_path: Path) -> None:
+    model, path = built()[0], tmp_path / "history.jsonl"
+    callback = copied(lmn.Callback(data()[0], every=5, path=path, asynchronous=True, **OPTIONS))
+    callback(model, 0)
+    with pytest.raises(lmn.LmnError, match="that has begun to measure can't be copied or pickled"):
+        copied(callback)
+    callback.close()
+    assert [row["step"] for row in journal.read(path)] == [0]
 
 
 def test_a_callback_that_is_closed_says_so() -> None:
@@ -273,6 +296,32 @@ def test_random_numbers_that_a_training_draws_meanwhile_are_not_drawn_again() ->
         torch.rand(3)
     assert not habits[0].draws
     assert np.random.rand() != first  # noqa: NPY002
+
+
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """Grows with each copy of a model."""
+    made: list[nn.Module] = []
+    deepcopy = copy.deepcopy
+    of_snapshots = SimpleNamespace(deepcopy=lambda model: made.append(deepcopy(model)) or made[-1])
+    monkeypatch.setattr("lmn.snapshot.copy", of_snapshots)
+    return made
+
+
+def test_a_model_is_copied_once_and_its_weights_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = copies(monkeypatch)
+    model, optimizer = built()
+    callback = lmn.Callback(data()[0], every=1, asynchronous=True, threads=1, **OPTIONS).attach(model, optimizer)
+    for step in range(1, 4):
+        train(model, optimizer, 1)
+        callback._finish()
+        assert callback.rows[step]["lmn"] == lmn.measure(model, data()[0], threads=1, progress=False, **OPTIONS).lmn
+    assert len(made) == 1
+    assert made[0] is not model
+    model[2] = nn.Tanh()
+    train(model, optimizer, 1)
+    callback._finish()
+    assert callback.rows[4]["lmn"] == lmn.measure(model, data()[0], threads=1, progress=False, **OPTIONS).lmn
+    assert len(made) == 2
 
 
 def test_models_that_can_not_be_copied_are_waited_for() -> None:
@@ -419,11 +468,12 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 import lmn
 from test_callback import OPTIONS, built, data, train
+callback = lmn.Callback(data()[0], every=5, path={file!r}, **OPTIONS)  # before the processes know each other
 torch.distributed.init_process_group("gloo", init_method={init!r}, rank=int(sys.argv[1]), world_size=2)
 model, _ = built()
 model = DistributedDataParallel(model)
 optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-with lmn.Callback(data()[0], every=5, path={file!r}, **OPTIONS).attach(model, optimizer) as callback:
+with callback.attach(model, optimizer):
     train(model, optimizer, 10)
 print(len(callback.rows))
 torch.distributed.destroy_process_group()

@@ -75,11 +75,14 @@ def test_a_run_that_is_killed_keeps_what_was_measured(asynchronous: bool, tmp_pa
 
 
 def test_two_runs_do_not_share_a_file(tmp_path: Path) -> None:
-    with (
-        lmn.Callback(data()[0], path=tmp_path / "history.jsonl"),
-        pytest.raises(lmn.LmnError, match="another callback writes to"),
-    ):
-        lmn.Callback(data()[0], path=tmp_path / "history.jsonl")
+    model, _ = built()
+    one, other = (lmn.Callback(data()[0], path=tmp_path / "history.jsonl", **OPTIONS) for _ in range(2))
+    one(model, 0)
+    with pytest.raises(lmn.LmnError, match="another callback writes to"):
+        other(model, 0)
+    one.close()
+    other(model, 1)
+    other.close()
 
 
 @pytest.mark.parametrize(
@@ -140,6 +143,26 @@ def test_a_second_training_in_one_file_is_told_of(tmp_path: Path) -> None:
                 callback(built()[0], step)
         callback.close()
         assert [str(each.message).endswith("give another training another path=.") for each in told] == [True] * again
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"m": 7}, "m was 5 and is 7"),
+        ({"tap": "1"}, "tap was None and is 1"),
+        ({"max_points": 9}, "n_sampled was None and is 9"),
+    ],
+)
+def test_measurements_that_do_not_compare_with_those_before_are_told_of(
+    changed: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    for step, options in enumerate((OPTIONS, OPTIONS, OPTIONS | changed)):
+        with lmn.Callback(data()[0], path=tmp_path / "history.jsonl", every=1, **options) as callback:
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                callback(built()[0], 2 * step)
+                callback(built()[0], 2 * step + 1)
+            assert [said in str(each.message) for each in told] == [True] * (step == 2)
 
 
 def test_a_full_disk_loses_nothing_that_fits_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,24 @@ def test_it_is_resumed_with_its_history(tmp_path: Path) -> None:
     assert [row["step"] for row in journal.read(path)] == [0, 4, 6, 8, 12]
 
 
+def test_several_in_one_training(tmp_path: Path) -> None:
+    def two() -> list[LmnCallback]:
+        return [LmnCallback(data()[0], name=tap, tap=f"net.{tap}", every=3, **OPTIONS) for tap in "03"]
+
+    first = two()
+    made = trainer(tmp_path, *first, epochs=1)
+    fit(made, Module())
+    for callback in first:
+        told = float(made.callback_metrics[f"lmn/{callback._measuring.name}/lmn"])
+        assert told == pytest.approx(callback.history["lmn"].iloc[-1])
+    made.save_checkpoint(tmp_path / "last.ckpt")
+    resumed = two()
+    fit(trainer(tmp_path, *resumed, epochs=2), Module(), ckpt_path=tmp_path / "last.ckpt")
+    for before, after in zip(first, resumed, strict=True):
+        assert after.history["lmn"].tolist()[:3] == before.history["lmn"].tolist()
+        assert after.history["step"].tolist() == [0, 3, 6, 9, 12]
+
+
 def test_a_resumed_training_stops_early_by_what_was_measured_before(tmp_path: Path) -> None:
     """Also where nothing is measured in the epoch that it is resumed in."""
     for epochs in (1, 2):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_callback import OPTIONS, built, data, train
 
 import lmn
@@ -23,6 +24,31 @@ def test_a_function_is_called_once_a_measurement() -> None:
     assert [step for step, _ in told] == [0, 5, 10]
     assert set(told[0][1]) == {"lmn/lmn", "lmn/nonlinear_complexity", "lmn/n_redone", "lmn/elapsed"}
     assert [values["lmn/lmn"] for _, values in told] == callback.history["lmn"].tolist()
+
+
+def test_all_numbers_that_change_are_logged() -> None:
+    """By their names, which those of ``extra`` do not have."""
+    told: list[dict[str, float]] = []
+    x, _ = data()
+    metrics = ("lmn", "regions", "jacobians", "local_complexity")
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    for grid in (x, lmn.plane(*x[:3], 4)):
+        callback = lmn.Callback(
+            grid, metrics=metrics, log=lambda values, _step: told.append(values), extra=lambda: {"loss": 1.0}
+        )
+        callback(model, 0)
+        assert callback.last is not None
+        settings = {"lmn/n_points", "lmn/n_sampled", "lmn/m"}
+        assert set(told[-1]) == {f"lmn/{name}" for name in callback.last.to_dict()} - settings
+
+
+def test_several_callbacks_have_names() -> None:
+    told: dict[str, float] = {}
+    model, _ = built()
+    for name in ("all", "encoder/last"):
+        callback = lmn.Callback(data()[0], name=name, log=lambda values, _step: told.update(values), **OPTIONS)
+        callback(model, 0)
+    assert {key for key in told if key.endswith("/lmn")} == {"lmn/all/lmn", "lmn/encoder/last/lmn"}
 
 
 def test_tensorboard(tmp_path: Path) -> None:

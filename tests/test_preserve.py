@@ -324,7 +324,7 @@ class SeesLock(nn.Module):
     "trace",
     [
         pytest.param(lambda model: traced_symbolically(model, None), id="symbolically"),
-        pytest.param(lambda model: traced_by_running(model, torch.randn(6, 4)), id="by_running"),
+        pytest.param(lambda model: traced_by_running(model, torch.randn(6, 4), model), id="by_running"),
     ],
 )
 def test_nothing_is_compiled_by_other_threads_during_a_trace(trace: Callable[[nn.Module], Any]) -> None:

@@ -204,6 +204,44 @@ def test_a_graph_with_a_value_in_it_is_not_kept(tracings: list[int]) -> None:
     assert len(tracings) == 2
 
 
+class TracedByRunning(nn.Module):
+    """Looks at its samples' type, which torch.fx's stand-ins lack; has a buffer, a constant, and what is made of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.held = nn.Linear(4, 2), torch.full((2,), 0.5)
+        self.register_buffer("size", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError
+        shift = torch.tensor([1.0, 2.0]) * (self.size + 1) + self.held
+        return torch.tanh(self.linear(x) * self.size.sqrt() + shift)
+
+
+def test_a_graph_that_was_traced_by_running_is_kept(tracings: list[int]) -> None:
+    model = TracedByRunning()
+    measured(model)
+    assert len(tracings) == 2  # by symbols it can't be
+    with torch.no_grad():
+        model.linear.weight.add_(0.3)
+        model.size.fill_(1.0004)
+    after = measured(model)
+    assert len(tracings) == 2
+    assert torch.equal(after, fresh(model))
+
+
+@pytest.mark.parametrize("change", [lambda held: held.fill_(0.5004), lambda _: torch.full((2,), 0.5004)])
+def test_a_plain_tensor_of_such_a_model_is_seen_to_change(change: Callable[[Tensor], Tensor]) -> None:
+    model = TracedByRunning()
+    before = measured(model)
+    model.held = change(model.held)
+    after = measured(model)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, fresh(model))
+
+
 def test_selections_are_told_apart() -> None:
     model = Scaled()
     columns = [measured(model, select=lambda out: out[:, :1]), measured(model, select=lambda out: out[:, 1:])]
@@ -229,7 +267,7 @@ def test_a_derivative_of_its_own_is_remembered_as_such() -> None:
     assert torch.equal(first, fresh(model))
 
 
-@pytest.mark.parametrize("build", [Scaled, lambda: nn.Linear(4, 2)])
+@pytest.mark.parametrize("build", [Scaled, lambda: nn.Linear(4, 2), TracedByRunning])
 def test_what_is_remembered_does_not_keep_a_model_alive(build: Callable[[], nn.Module]) -> None:
     model = build()
     measured(model)

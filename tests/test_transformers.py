@@ -104,6 +104,16 @@ def test_early_stopping_goes_by_the_linear_mapping_number(tmp_path: Path) -> Non
     assert trainer.state.best_metric > 1
 
 
+def test_several_in_one_training(tmp_path: Path) -> None:
+    trainer = built(tmp_path, steps=2)
+    for name in ("a", "b"):
+        LmnCallback(tokens(), name=name, every=2, **OPTIONS).add_to(trainer)
+    trainer.train()
+    for name in ("a", "b"):
+        rows = [row for row in trainer.state.log_history if f"lmn/{name}/lmn" in row]
+        assert [row[f"lmn/{name}/step"] for row in rows] == [0, 2]
+
+
 def test_it_is_resumed_in_the_same_file(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     first = built(tmp_path, steps=4, save_strategy="steps", save_steps=4)
@@ -143,13 +153,24 @@ def test_a_training_that_was_stopped_lets_go_of_its_file(again: str, tmp_path: P
     assert [row["step"] for row in journal.read(path)] == [0, 2, 4, 6, 8]
 
 
+class Evaluated(TrainerCallback):
+    """The last evaluation's metrics."""
+
+    def on_evaluate(self, *_: Any, metrics: dict[str, float], **__: Any) -> None:
+        self.metrics = dict(metrics)
+
+
 def test_a_resumed_training_knows_what_was_measured_before(tmp_path: Path) -> None:
     path, how = tmp_path / "history.jsonl", {"save_strategy": "steps", "save_steps": 4}
     how |= {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "eval_lmn/lmn", "greater_is_better": True}
     for steps in (4, 6):
-        trainer = built(tmp_path, steps=steps, **how)
+        evaluated = Evaluated()
+        trainer = built(tmp_path, evaluated, steps=steps, **how)
         LmnCallback(tokens(), every=100, path=path, **OPTIONS).add_to(trainer)
         trainer.train(resume_from_checkpoint=steps > 4)
+    assert {name for name in evaluated.metrics if name.startswith("eval_lmn/")} == {
+        f"eval_lmn/{name}" for name in ("lmn", "nonlinear_complexity", "n_redone", "elapsed")
+    }
     assert [row["step"] for row in journal.read(path)] == [0, 4, 6]
 
 

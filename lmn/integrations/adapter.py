@@ -14,7 +14,8 @@ from lmn.callback import Callback
 from lmn.errors import LmnError
 from lmn.grid import as_grid
 from lmn.journal import Row
-from lmn.loggers import Log, named
+from lmn.loggers import Log, named, prefix_of
+from lmn.measurement import is_measured
 
 _begun = weakref.WeakSet["Adapter"]()
 
@@ -29,15 +30,21 @@ class Adapter:
 
     Attributes
     ----------
+    name : str or None
+        Of the Callback.
     callback : Callback or None
         None before the training begins, and in processes that don't measure.
+    prefix : str
+        Of the keys of loggers.
     latest : dict of str to float
-        The last numbers, by the keys of loggers.
+        The last numbers, by those keys; a measurement that fails leaves them.
     """
 
     def __init__(self, grid: Any, part: Part, options: dict[str, Any]) -> None:
         self._grid, self._part = as_grid(grid), part
         self._log, self._extra = options.pop("log", None), options.pop("extra", dict)
+        self.name: str | None = options.get("name")
+        self.prefix = prefix_of(self.name)
         self._options = options
         without_file = {name: value for name, value in options.items() if name != "path"}
         Callback(self._grid, log=self._log, extra=self._extra, **without_file)
@@ -65,7 +72,7 @@ class Adapter:
             self._grid, log=(tell, self._log), extra=lambda: {**logged(), **self._extra()}, **self._options
         )
         self.callback.recall(before)
-        self.latest = _latest_of(self.callback.rows)  # until there are others
+        self.latest = named(_latest_of(self.callback.rows), self.prefix)  # until there are others
 
     def share(self) -> None:
         """Let all processes of a training, each of which has to call this, know the first one's numbers: to stop at once."""
@@ -94,10 +101,9 @@ class Adapter:
 
 
 def _latest_of(rows: Sequence[Row]) -> dict[str, float]:
-    """The numbers of the last measurement that there is, by the keys of loggers."""
+    """The numbers of the last measurement that succeeded."""
     last = next((row for row in reversed(rows) if "error" not in row), {})
-    numbers = {name: value for name, value in last.items() if isinstance(value, int | float)}
-    return named({name: value for name, value in numbers.items() if name not in ("step", "wall_time")})
+    return {name: value for name, value in last.items() if is_measured(name) and value is not None}
 
 
 def part_of(model: nn.Module, part: Part) -> nn.Module:

@@ -37,8 +37,9 @@ class LmnCallback(_lightning().Callback):  # type: ignore[misc]
     """Measure a LightningModule while a Trainer trains it; see :class:`lmn.Callback`, which has the same parameters.
 
     The numbers go to all of the trainer's loggers, and to ``callback_metrics``, so that early stopping and checkpoints can
-    monitor ``"lmn/lmn"``. What the module logs itself is kept in the history beside them. Steps are the trainer's
-    ``global_step``. Its state is in checkpoints: a training that is resumed goes on with its history.
+    monitor ``"lmn/lmn"``; after a measurement that fails, the last ones stay. What the module logs itself is kept in the
+    history beside them. Steps are the trainer's ``global_step``. Its state is in checkpoints: a training that is resumed goes
+    on with its history. Of several in one training, each needs a ``name``.
 
     Parameters
     ----------
@@ -94,6 +95,12 @@ class LmnCallback(_lightning().Callback):  # type: ignore[misc]
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._measuring.let_go()
+
+    @property
+    def state_key(self) -> str:
+        """Of its state in a checkpoint."""
+        name = self._measuring.name
+        return str(super().state_key if name is None else self._generate_state_key(name=name))
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self._all_rows}

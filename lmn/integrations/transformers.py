@@ -24,7 +24,7 @@ class LmnCallback(TrainerCallback):
     Added by :meth:`add_to`, it logs through the trainer: to its log history and to whatever it reports to. Its numbers are also
     among the metrics of each evaluation, so that ``metric_for_best_model="eval_lmn/lmn"`` and early stopping can go by them.
     Steps are the trainer's ``global_step``; only the main process measures. With a ``path``, a training that is resumed goes on
-    in the same file.
+    in the same file. After a measurement that fails, the last numbers stay. Of several in one training, each needs a ``name``.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class LmnCallback(TrainerCallback):
 
         def log(values: dict[str, float], step: int) -> None:
             if self._trainer is not None:
-                self._trainer.log(values | {"lmn/step": step})
+                self._trainer.log(values | {f"{self._measuring.prefix}step": step})
             else:
                 state.log_history.append(values | {"step": step})
 

@@ -1,0 +1,142 @@
+"""The measurements of a training: in memory, and in a file if there is to be one."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from lmn.errors import LmnError
+from lmn.journal import Journal, Row, look
+
+SETTINGS = ("n_points", "n_sampled", "m", "tap")  # only measurements that agree in them compare
+
+
+class Kept:
+    """Rows, of which none is lost: each is written as soon as it is there, and one that can't be, with the next.
+
+    The file is looked at when this is made, and opened at the first step: until then this may be copied, to other processes
+    too, of which only one will write.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+    strict : bool
+        Raise where a row can't be written.
+
+    Attributes
+    ----------
+    name : str
+        Of the file, for messages.
+    reached : int
+        The last step of an earlier run, or -1.
+    seconds : float
+        How long that run was.
+
+    Raises
+    ------
+    LmnError
+        A path that can't be written to, or has something else in it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, strict: bool) -> None:
+        self._path, self._strict = path, strict
+        self._rows: list[Row] = [] if path is None else look(path)
+        self._lock = threading.Lock()
+        self._journal: Journal | None = None
+        self._unwritten: list[Row] = []
+        self.is_open = False
+        self._look_back()
+
+    def _look_back(self) -> None:
+        self.seconds: float = max((row.get("wall_time") or 0.0 for row in self._rows), default=0.0)
+        self.reached: int = max((row["step"] for row in self._rows), default=-1)
+        self._settings = self._settings_of(self._rows)
+
+    @staticmethod
+    def _settings_of(rows: Sequence[Row]) -> dict[str, Any] | None:
+        """Of the last measurement that succeeded."""
+        last = next((row for row in reversed(rows) if "n_points" in row), None)
+        if last is None:
+            return None
+        values = {name: last.get(name) for name in SETTINGS}
+        return {name: int(value) if isinstance(value, float) else value for name, value in values.items()}
+
+    @property
+    def name(self) -> str:
+        return "this callback" if self._path is None else os.fspath(self._path)
+
+    def open(self) -> None:
+        """Begin to write.
+
+        Raises
+        ------
+        LmnError
+            Another process writes to the file.
+        """
+        if self._path is not None:
+            self._journal = Journal(self._path)
+            self._rows = self._journal.rows
+            self._look_back()
+        self.is_open = True
+
+    def recall(self, rows: Sequence[Row]) -> None:
+        """Go on after the rows of an earlier run, unless the file has them."""
+        if not self._rows:
+            self._rows = list(rows)
+            self._look_back()
+
+    @property
+    def rows(self) -> list[Row]:
+        with self._lock:
+            return list(self._rows)
+
+    def add(self, row: Row) -> None:
+        self._compare(row)
+        with self._lock:
+            self._rows.append(row)
+            if self._journal is None:
+                return
+            self._unwritten.append(row)
+            try:
+                while self._unwritten:
+                    self._journal.append(self._unwritten[0])
+                    self._unwritten.pop(0)
+            except OSError as error:
+                if self._strict:
+                    raise
+                warnings.warn(f"a measurement was not written to {self.name} ({error}); it is kept.", stacklevel=2)
+
+    def _compare(self, row: Row) -> None:
+        """Tell once where the numbers of an earlier run, and these, are of different things."""
+        before, now = self._settings, self._settings_of([row])
+        if now is None:
+            return
+        self._settings = now
+        if before is not None and before != now:
+            differ = ", ".join(
+                f"{name} was {before[name]} and is {now[name]}" for name in SETTINGS if before[name] != now[name]
+            )
+            warnings.warn(
+                f"the measurements before in {self.name} do not compare with those from step {row['step']} on: {differ}; "
+                "measure as before, or give another path=.",
+                stacklevel=2,
+            )
+
+    def close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.is_open:
+            raise LmnError(
+                "a callback that has begun to measure can't be copied or pickled; copy it before, or make another one."
+            )
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
