@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
 COLOURS = ("#e8432f", "#1313d6", "#0b7a75", "#ff8c0a", "#b800b8", "#6a9a6a", "#666666")
 # Backgrounds of a training's phases, by training and test accuracy.
 _PHASES = (("memorising", "#f2f2f2"), ("generalising", "#fff1dc"), ("finalising", "#f7e6f7"))
+_MEMORISED = ("memorised", "#fafafa")  # where the test accuracy never is full
 _DECADES = 1.5  # that values must span for a logarithmic axis
 _HEIGHT, _WIDTH = 1.9, 8.0  # inches of a panel
+_ACCURACY = {"acc", "accuracy"}
+_TRAINING, _TESTING = {"train", "training"}, {"test", "testing", "val", "valid", "validation", "eval"}
+_FULL = 0.99  # an accuracy that is full: of mini-batches it may never be 1
 _OWN = {"step", "wall_time", "elapsed", "error", "n_points", "n_sampled", "m", "n_redone", "epoch"}
 
 
@@ -47,10 +52,16 @@ _GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("norm of the Jacobians", lambda name: name.startswith("jacobian_") and name.endswith("norm")),
     ("effective rank", lambda name: name == "jacobian_effective_rank"),
     ("local complexity", lambda name: name == "local_complexity"),
-    ("loss", lambda name: "loss" in name.lower() or "entropy" in name.lower()),
-    ("accuracy", lambda name: "acc" in name.lower()),
+    ("loss", lambda name: bool(_words(name) & {"loss", "losses", "entropy"})),
+    ("accuracy", lambda name: bool(_words(name) & _ACCURACY)),
 )
+_LABELS = {label for label, _ in _GROUPS}
 _QUIET = ("_after_layer_", "_coverage", "_limited_by_points", "local_complexity_layer_")  # detail, and what is in no unit
+
+
+def _words(name: str) -> set[str]:
+    """Those of a column's name."""
+    return set(re.split(r"[^a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()))
 
 
 def panels_of(columns: Sequence[str]) -> list[Panel]:
@@ -72,8 +83,9 @@ def numbers_of(table: dict[str, Array]) -> list[str]:
 
 
 def times_of(rows: Sequence[Row]) -> tuple[float, float]:
-    """Seconds of the training up to the last row, and of the measurements."""
-    return rows[-1].get("wall_time") or 0.0, sum(row.get("elapsed") or 0.0 for row in rows)
+    """Seconds of the training up to the end of the last measurement, and of all measurements."""
+    last = rows[-1]
+    return (last.get("wall_time") or 0.0) + (last.get("elapsed") or 0.0), sum(row.get("elapsed") or 0.0 for row in rows)
 
 
 def curves(
@@ -81,14 +93,15 @@ def curves(
 ) -> Any:
     """Draw a history over the steps: a panel for each kind of number, the axes of what spans decades logarithmic.
 
-    Where there are training and test accuracies, the phases are shaded: memorising until the training accuracy is first 1,
-    generalising until the test accuracy is, finalising after. A grey line marks a measurement that failed.
+    Where there are training and test accuracies, the phases are shaded: memorising until the training accuracy is first full,
+    at least 99 %, then generalising until the test accuracy is, and finalising after. Where the test accuracy never is, what
+    comes after memorising is called memorised. A grey line marks a measurement that failed.
 
     Parameters
     ----------
     history : History or sequence of dict
     columns : sequence of str, optional
-        Which to draw. Default: all that change or are known.
+        Which to draw. Default: all that are measured, losses and accuracies, and others that change.
     log_steps : bool
         A logarithmic axis of steps; step 0 is left of it.
     title : str
@@ -109,6 +122,8 @@ def curves(
     if absent:
         raise LmnError(f"the history has no column {', '.join(absent)} of numbers; it has {', '.join(table)}.")
     panels = panels_of([name for name in table if columns is None or name in columns])
+    if columns is None:
+        panels = [panel for panel in panels if panel.label in _LABELS or _changes(table[panel.columns[0]])]
     if not panels:
         raise LmnError("there is nothing to draw: the history has no measurement that succeeded.")
     steps = table["step"]
@@ -166,17 +181,22 @@ def _draw(ax: Any, panel: Panel, steps: Array, table: dict[str, Array]) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def _changes(values: Array) -> bool:
+    finite = values[np.isfinite(values)]
+    return len(finite) < 2 or bool((finite != finite[0]).any())
+
+
 def _shade(ax: Any, table: dict[str, Array], *, labelled: bool) -> None:
     """The phases, where accuracies tell them."""
-    train = _accuracy(table, ("train",))
-    test = _accuracy(table, ("test", "val", "eval"))
+    train, test = (_accuracy(table, kinds) for kinds in (_TRAINING, _TESTING))
     if train is None or test is None:
         return
     steps = table["step"]
     memorised, generalised = _first_full(train), _first_full(test)
     ends = [steps[0], *(steps[at] if at is not None else steps[-1] for at in (memorised, generalised)), steps[-1]]
     ends[2] = max(ends[1], ends[2])
-    for (name, colour), begin, end in zip(_PHASES, ends, ends[1:], strict=False):
+    phases = _PHASES if generalised is not None else (_PHASES[0], _MEMORISED)
+    for (name, colour), begin, end in zip(phases, ends, ends[1:], strict=False):
         if end > begin:
             ax.axvspan(begin, end, color=colour, zorder=0, linewidth=0)
             wide = (end - begin) / max(steps[-1] - steps[0], 1) > 0.12
@@ -187,12 +207,12 @@ def _shade(ax: Any, table: dict[str, Array], *, labelled: bool) -> None:
                 )  # fmt: skip
 
 
-def _accuracy(table: dict[str, Array], kinds: Sequence[str]) -> Array | None:
-    names = [name for name in table if "acc" in name.lower() and any(kind in name.lower() for kind in kinds)]
+def _accuracy(table: dict[str, Array], kinds: set[str]) -> Array | None:
+    names = [name for name in table if _words(name) & _ACCURACY and _words(name) & kinds]
     return table[names[0]] if names else None
 
 
 def _first_full(accuracy: Array) -> int | None:
     full = 100.0 if np.nanmax(accuracy) > 1 else 1.0
-    at = np.flatnonzero(accuracy >= full)
+    at = np.flatnonzero(accuracy >= _FULL * full)
     return int(at[0]) if len(at) else None

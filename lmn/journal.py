@@ -117,14 +117,51 @@ def read(path: str | os.PathLike[str]) -> list[Row]:
     return _rows_of(Path(path))[0]
 
 
-def _rows_of(path: Path) -> tuple[list[Row], int]:
-    """The rows, and how many bytes they are: less than the file has, if it ends in a part of a row."""
+class Follower:
+    """The rows of a file that is being written to, as they come; each is read once.
+
+    Attributes
+    ----------
+    path : Path
+        Need not be there yet.
+    rows : list of dict
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path, self.rows = Path(path), list[Row]()
+        self._read = 0  # bytes
+
+    def update(self) -> bool:
+        """Read on, and tell whether there was something.
+
+        Raises
+        ------
+        LmnError
+            As of ``read``.
+        """
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size < self._read:  # another file
+            self.rows, self._read = [], 0
+        if size == self._read:
+            return False
+        new, self._read = _rows_of(self.path, self._read, len(self.rows))
+        self.rows += new
+        return bool(new)
+
+
+def _rows_of(path: Path, begin: int = 0, before: int = 0) -> tuple[list[Row], int]:
+    """The rows from a byte on, and where they end: before the file does, if it ends in a part of a row."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(begin)
+            content = file.read()
     except OSError as error:
         raise LmnError(f"can't read {path}: {error.strerror}.") from error
-    rows, whole = [], 0
-    for number, line in enumerate(content.splitlines(keepends=True), 1):
+    rows, whole = [], begin
+    for number, line in enumerate(content.splitlines(keepends=True), before + 1):
+        if not line.strip():  # the end of a line whose row was read without it
+            whole += len(line)
+            continue
         try:
             row = json.loads(line)
         except ValueError as error:

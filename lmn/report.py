@@ -7,6 +7,7 @@ import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from lmn.curves import curves, numbers_of, table_of, times_of
 from lmn.errors import LmnError
 from lmn.journal import Row, read
 from lmn.plots import matplotlib_pyplot
-from lmn.watch import sparkline
+from lmn.watch import counted, sparkline
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -29,7 +30,7 @@ th { font-weight: 600; }
 th:first-child, td:first-child, .course { text-align: left; }
 .rows { overflow-x: auto; }
 .course { font-family: monospace; color: #b3261e; }
-.failed { color: #a15c00; }
+.error { color: #a15c00; }
 .quiet { color: #777; }
 """
 
@@ -40,7 +41,7 @@ def report(path: Path, to: Path) -> None:
     Raises
     ------
     LmnError
-        A file that can't be read or written, or that has no measurement that succeeded; matplotlib is not installed.
+        A file that can't be read or written; matplotlib is not installed.
     """
     rows = read(path)
     page = page_of(path.name, rows)
@@ -51,26 +52,48 @@ def report(path: Path, to: Path) -> None:
 
 
 def page_of(name: str, rows: Sequence[Row]) -> str:
-    figure = curves(rows)
+    parts = [f"<h1>{html.escape(name)}</h1><p>{_summary(rows)}</p>"]
+    if numbers_of(table_of(rows)):
+        picture = _picture(curves(rows))
+        parts.append(f'<p><img alt="The numbers over the training steps" src="data:image/png;base64,{picture}"></p>')
+        parts.append(f"<h2>The numbers</h2>{_numbers(rows)}")
+    for said, title in (("error", "Measurements that failed"), ("notes", "What to know of the numbers")):
+        steps = _steps_by(rows, said)
+        if steps:
+            lines = "".join(f"<li>{html.escape(text)} <span class=quiet>({where})</span></li>" for text, where in steps.items())
+            parts.append(f'<h2 class="{said}">{title}</h2><ul>{lines}</ul>')
+    if rows:
+        parts.append(f"<h2>All measurements</h2><details><summary>{counted(len(rows), 'row')}</summary>{_all(rows)}</details>")
+    parts.append(f'<p class="quiet">lmn {__version__}</p>')
+    head = f'<meta charset="utf-8"><title>{html.escape(name)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    if not rows:
+        return "No measurement yet."
+    seconds, taken = times_of(rows)
+    said = f"{counted(len(rows), 'measurement')} up to step {rows[-1]['step']:,}, over {seconds:,.1f} s"
+    return said + (f", of which measuring took {taken:,.1f} s ({taken / seconds:.1%})." if seconds > 0 else ".")
+
+
+def _picture(figure: Any) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     matplotlib_pyplot().close(figure)
-    picture = base64.b64encode(buffer.getvalue()).decode()
-    last, failed = rows[-1], [row for row in rows if "error" in row]
-    seconds, taken = times_of(rows)
-    said = f"{len(rows)} measurements up to step {last['step']:,}, over {seconds:,.1f} s"
-    said += f", of which measuring took {taken:,.1f} s ({taken / seconds:.1%})" if seconds > 0 else ""
-    failures = "".join(f"<li>step {row['step']:,}: {html.escape(str(row['error']))}</li>" for row in failed)
-    parts = [
-        f"<h1>{html.escape(name)}</h1><p>{said}.</p>",
-        f'<p><img alt="The numbers over the training steps" src="data:image/png;base64,{picture}"></p>',
-        f"<h2>The numbers</h2>{_numbers(rows)}",
-        f'<h2 class="failed">Measurements that failed</h2><ul>{failures}</ul>' if failed else "",
-        f"<h2>All measurements</h2><details><summary>{len(rows)} rows</summary>{_all(rows)}</details>",
-        f'<p class="quiet">lmn {__version__}</p>',
-    ]
-    head = f'<meta charset="utf-8"><title>{html.escape(name)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _steps_by(rows: Sequence[Row], column: str) -> dict[str, str]:
+    """Each text of a column, and at which steps it is."""
+    steps: dict[str, list[int]] = {}
+    for row in rows:
+        if row.get(column):
+            steps.setdefault(str(row[column]), []).append(row["step"])
+    return {
+        text: f"step {at[0]:,}" if len(at) == 1 else f"{len(at):,} times, steps {at[0]:,} to {at[-1]:,}"
+        for text, at in steps.items()
+    }
 
 
 def _numbers(rows: Sequence[Row]) -> str:

@@ -11,11 +11,12 @@ import numpy as np
 
 from lmn.curves import numbers_of, table_of, times_of
 from lmn.domain import Array
-from lmn.journal import Row, read
+from lmn.journal import Follower, Row, read
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LEAST_WIDTH, _MOST_WIDTH = 8, 60  # characters of a sparkline
-_NUMBERS = 3 * 12 + 2  # of the columns between its name and it
+_COLUMN = 12  # of a column of numbers
+_LINES = 4  # of the terminal that are not of the table's rows
 _EVERY = 1.0  # seconds between looks at the file
 
 
@@ -31,8 +32,8 @@ def sparkline(values: Array, width: int = 24) -> str:
     return "".join(_BARS[round((mean - low) * scale)] if np.isfinite(mean) else " " for mean in means)
 
 
-def view(path: Path, rows: Sequence[Row], width: int) -> Any:
-    """What ``rich`` shows on so many columns: a table of the numbers, each with its course."""
+def view(path: Path, rows: Sequence[Row], width: int, height: int | None = None) -> Any:
+    """What ``rich`` shows on so many columns and lines: a table of the numbers, each with its course."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -43,24 +44,37 @@ def view(path: Path, rows: Sequence[Row], width: int) -> Any:
     failed = [row for row in rows if "error" in row]
     seconds, taken = times_of(rows)
     share = f", measuring {taken / seconds:.1%} of them" if seconds > 0 else ""
-    head = Text(f"{path}  step {last['step']:,}  {len(rows)} measurements in {_duration(seconds)}{share}", style="bold")
-    shown = Table(box=None, pad_edge=False, header_style="dim")
-    for name, where in (("", "left"), ("last", "right"), ("least", "right"), ("most", "right"), ("course", "left")):
-        shown.add_column(name, justify=where, no_wrap=True)  # type: ignore[arg-type]
+    said = f"{counted(len(rows), 'measurement')} in {_duration(seconds)}{share}"
+    parts: list[Any] = [Text(f"{path}  step {last['step']:,}  {said}", style="bold")]
     table = table_of(rows)
     names = numbers_of(table)
-    left = width - max(map(len, names), default=0) - _NUMBERS
-    for name in names:
+    left = width - max(map(len, names), default=0) - 2
+    columns = ["last", "least", "most"] if left >= 3 * _COLUMN + _LEAST_WIDTH else ["last"]
+    shown = Table(box=None, pad_edge=False, header_style="dim")
+    shown.add_column("", no_wrap=True, overflow="ellipsis")
+    for column in columns:
+        shown.add_column(column, justify="right", no_wrap=True)
+    shown.add_column("course", no_wrap=True)
+    most = len(names) if height is None else max(1, height - _LINES - bool(failed) - bool(last.get("notes")))
+    for name in names if len(names) <= most else names[: most - 1]:
         values = table[name]
         finite = values[np.isfinite(values)]
-        cells = (f"{finite[-1]:.4g}", f"{finite.min():.4g}", f"{finite.max():.4g}")
-        course = sparkline(values, max(_LEAST_WIDTH, min(left, _MOST_WIDTH)))
-        shown.add_row(name, *cells, Text(course, style="red" if name == "lmn" else "cyan"))
-    parts: list[Any] = [head, shown]
+        cells = {"last": finite[-1], "least": finite.min(), "most": finite.max()}
+        course = sparkline(values, max(_LEAST_WIDTH, min(left - _COLUMN * len(columns), _MOST_WIDTH)))
+        old = not np.isfinite(values[-1])  # the last measurement has none
+        shown.add_row(
+            Text(name, style="dim" if old else ""), *(f"{cells[column]:.4g}" for column in columns),
+            Text(course, style="dim" if old else "red" if name == "lmn" else "cyan"),
+        )  # fmt: skip
+    parts.append(shown)
+    if len(names) > most:
+        parts.append(Text(f"and {len(names) - most + 1} more, in a higher window or by lmn report", style="dim"))
     if failed:
         parts.append(
             Text(f"{len(failed)} failed, the last at step {failed[-1]['step']:,}: {failed[-1]['error']}", style="yellow")
         )
+    if last.get("notes"):
+        parts.append(Text(last["notes"], style="dim", no_wrap=True, overflow="ellipsis"))
     return Group(*parts)
 
 
@@ -73,14 +87,19 @@ def watch(path: Path, *, once: bool) -> None:
     if once:
         console.print(view(path, read(path), console.width))
         return
-    with Live(view(path, read(path), console.width), console=console, auto_refresh=False) as live:
-        size = -1
+    file = Follower(path)
+    file.update()
+    with Live(view(path, file.rows, *console.size), console=console, auto_refresh=False, screen=False) as live:
+        size = console.size
         while True:
-            now = path.stat().st_size if path.exists() else 0
-            if now != size:
-                size = now
-                live.update(view(path, read(path), console.width), refresh=True)
             time.sleep(_EVERY)
+            if file.update() or console.size != size:
+                size = console.size
+                live.update(view(path, file.rows, *size), refresh=True)
+
+
+def counted(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """What is made of a history: curves, the terminal's view, the page, pictures of a matrix and of regions through a training."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -16,21 +17,22 @@ import lmn
 from lmn.animation import animate
 from lmn.cli import app
 from lmn.curves import curves, panels_of
-from lmn.watch import sparkline
+from lmn.journal import Follower
+from lmn.watch import sparkline, view
 
 mpl.use("Agg")
 
 ROWS: list[dict[str, Any]] = [
     {"step": 0, "wall_time": 0.0, "lmn": 10.0, "nonlinear_complexity": 3.3, "elapsed": 0.1, "n_points": 9.0, "m": 21.0,
      "exact_regions": 10.0, "exact_regions_after_layer_0": 10.0, "train_loss": 2.0, "train_accuracy": 0.1,
-     "test_accuracy": 0.1},
+     "test_accuracy": 0.1, "notes": "no regions"},
     {"step": 50, "wall_time": 1.0, "lmn": 30.0, "nonlinear_complexity": 4.9, "elapsed": 0.1, "n_points": 9.0, "m": 21.0,
      "exact_regions": 700.0, "exact_regions_after_layer_0": 20.0, "train_loss": 0.01, "train_accuracy": 1.0,
      "test_accuracy": 0.2, "label": "note"},
     {"step": 75, "wall_time": 1.5, "train_loss": None, "error": "LmnError: <not finite>"},
     {"step": 100, "wall_time": 2.0, "lmn": 20.0, "nonlinear_complexity": 4.3, "elapsed": 0.2, "n_points": 9.0, "m": 21.0,
      "exact_regions": 400.0, "exact_regions_after_layer_0": 30.0, "train_loss": 0.001, "train_accuracy": 1.0,
-     "test_accuracy": 1.0},
+     "test_accuracy": 1.0, "notes": "no regions"},
 ]  # fmt: skip
 
 
@@ -76,6 +78,25 @@ def test_curves() -> None:
     assert figure.get_suptitle() == "A run"
 
 
+def test_phases_are_those_that_the_accuracies_tell() -> None:
+    """An accuracy of mini-batches is never quite 1, and one that stays low generalises never."""
+    for test, phases in ((0.995, ["memorising", "generalising", "finalising"]), (0.6, ["memorising", "memorised"])):
+        rows = [
+            {"step": step, "lmn": 2.0, "trainAccuracy": 0.1 if step < 30 else 0.992, "val/acc": 0.1 if step < 60 else test}
+            for step in range(0, 101, 10)
+        ]
+        axes = curves(rows).axes
+        assert [text.get_text() for text in axes[0].texts] == phases
+        assert axes[0].patches[1].get_x() == 30
+        assert [ax.get_ylabel() for ax in axes] == ["LMN", "accuracy"]
+
+
+def test_numbers_that_stay_are_not_drawn_unless_they_are_known() -> None:
+    rows = [{"step": step, "lmn": 2.0, "lr": 0.1, "glossary": step} for step in range(3)]
+    assert [ax.get_ylabel() for ax in curves(rows).axes] == ["LMN", "glossary"]
+    assert [ax.get_ylabel() for ax in curves(rows, columns=["lr"]).axes] == ["lr"]
+
+
 def test_some_columns_and_logarithmic_steps() -> None:
     figure = curves(ROWS, columns=["lmn", "train_loss"], log_steps=True)
     assert [ax.get_ylabel() for ax in figure.axes] == ["LMN", "loss"]
@@ -115,7 +136,7 @@ def test_watch_shows_each_number_with_its_course(path: Path) -> None:
     code, out = run("watch", path, "--once")
     assert code == 0
     lines = out.splitlines()
-    assert "step 100 4 measurements in 2.0 s, measuring 20.0% of them" in " ".join(out.split())
+    assert "step 100 4 measurements in 2.2 s, measuring 18.2% of them" in " ".join(out.split())
     (line,) = [line for line in lines if line.startswith("lmn ")]
     assert line.split() == ["lmn", "20", "10", "30", "▁█", "▅"]  # a measurement failed in between
     assert "1 failed, the last at step 75: LmnError: <not finite>" in out
@@ -140,7 +161,7 @@ def test_watch_goes_on_until_it_is_interrupted(path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(watch, "view", seen_view)
     monkeypatch.setattr(watch.time, "sleep", sleep)
     assert run("watch", path)[0] == 0
-    assert seen == [4, 4, 5]
+    assert seen == [4, 5, 6]
 
 
 def test_watch_of_nothing_yet(tmp_path: Path) -> None:
@@ -150,6 +171,58 @@ def test_watch_of_nothing_yet(tmp_path: Path) -> None:
     code, out = run("watch", tmp_path / "none.jsonl", "--once")
     assert code == 1
     assert "can't read" in out
+
+
+def test_watch_waits_for_the_file(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmn import watch
+
+    later, naps = tmp_path / "later.jsonl", [0]
+
+    def sleep(_seconds: float) -> None:
+        naps[0] += 1
+        if naps[0] == 2:
+            raise KeyboardInterrupt
+        later.write_text(path.read_text())
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    code, out = run("watch", later)
+    assert code == 0
+    assert "4 measurements" in " ".join(out.split())
+
+
+def test_rows_are_read_as_they_come(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    file = Follower(path)
+    assert not file.update()
+    parts = (('{"step": 0}\n{"st', 1), ('ep": 1}\n', 2), ('{"step": 2}', 3), ("\n", 3), ('{"step": 3}\n', 4))
+    before = 0
+    for add, n in parts:
+        with path.open("a") as writing:
+            writing.write(add)
+        assert file.update() == (n > before)
+        assert [row["step"] for row in file.rows] == list(range(n))
+        before = n
+    path.write_text('{"step": 7}\n')  # another run
+    assert file.update()
+    assert [row["step"] for row in file.rows] == [7]
+
+
+def shown(width: int, height: int) -> list[str]:
+    from rich.console import Console
+
+    console = Console(width=width, height=height, record=True, file=io.StringIO())
+    console.print(view(Path("history.jsonl"), ROWS, width, height))
+    return console.export_text().splitlines()
+
+
+def test_watch_fits_its_window() -> None:
+    for width in (40, 60, 100):
+        (line,) = [line for line in shown(width, 30) if line.startswith("lmn ")]
+        assert line.split() == ["lmn", "20", *["10", "30"] * (width > 50), "▁█", "▅"]
+        assert all(len(line) <= width for line in shown(width, 30))
+    low = shown(100, 9)
+    assert len(low) < 9
+    assert "and 3 more, in a higher window or by lmn report" in low
 
 
 # ---- the page ----------------------------------------------------------------------------------------------------------------
@@ -162,8 +235,20 @@ def test_a_report_needs_nothing_else(path: Path, tmp_path: Path) -> None:
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert page.count("data:image/png;base64,") == 1
     assert "<td>lmn</td><td>10<br>" in page
-    assert "step 75: LmnError: &lt;not finite&gt;" in page
+    assert "<li>LmnError: &lt;not finite&gt; <span class=quiet>(step 75)</span></li>" in page
+    assert "<li>no regions <span class=quiet>(2 times, steps 0 to 100)</span></li>" in page
+    assert "4 measurements up to step 100, over 2.2 s, of which measuring took 0.4 s (18.2%)." in page
     assert page.count("<tr>") == 5 + 1 + 4 + 1
+
+
+def test_a_report_where_nothing_was_measured(tmp_path: Path) -> None:
+    path, to = tmp_path / "history.jsonl", tmp_path / "report.html"
+    for rows, said in (("", "No measurement yet."), ('{"step": 3, "error": "E: bad"}\n', "1 measurement up to step 3")):
+        path.write_text(rows)
+        assert run("report", path, "-o", to)[0] == 0
+        assert said in to.read_text()
+        assert "<img" not in to.read_text()
+    assert "<li>E: bad <span class=quiet>(step 3)</span></li>" in to.read_text()
 
 
 def test_a_report_of_what_can_not_be_read_or_written(path: Path, tmp_path: Path) -> None:
