@@ -29,6 +29,7 @@ from lmn.paper.train import network
 
 ROUNDS = 3  # of a training without and one with, in turn
 
+SAMPLES = (768, 192)  # all pairs of the training, and a quarter, which are measured in a sixteenth of the time
 HOW: dict[str, dict[str, Any]] = {
     "every=200": {"every": 200},
     "every=200, asynchronous": {"every": 200, "asynchronous": True},
@@ -43,13 +44,14 @@ class Run(NamedTuple):
     said: str  # by the callback
 
 
-def train(steps: int, how: dict[str, Any] | None) -> Run:
+def train(steps: int, how: dict[str, Any] | None, samples: int = 0) -> Run:
     modadd = task(TaskName.MODADD)
     torch.manual_seed(0)
     model = network(modadd.n_tokens)
     training, _ = split(modadd)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.2, fused=True)
-    callback = None if how is None else lmn.Callback(training.tokens, tap="linear2", metrics=("lmn",), threads=2, **how)
+    options: dict[str, Any] = {"tap": "linear2", "metrics": ("lmn",), "threads": 2}
+    callback = None if how is None else lmn.Callback(training.tokens[:samples], **options, **how)
     losses = []
     with torch_threads(1):
         began = time.perf_counter()
@@ -68,14 +70,15 @@ def train(steps: int, how: dict[str, Any] | None) -> Run:
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("steps", [2000, 5000])
-def bench_training(benchmark: BenchmarkFixture, steps: int, how: str, smoke: bool) -> None:
+@pytest.mark.parametrize("samples", SAMPLES)
+def bench_training(benchmark: BenchmarkFixture, samples: int, steps: int, how: str, smoke: bool) -> None:
     steps = steps // 500 if smoke else steps
-    train(2, HOW[how])
+    train(2, HOW[how], samples)
     without: list[Run] = []
     measured: list[Run] = []
     benchmark.group = f"{steps} steps"
     benchmark.pedantic(
-        lambda: measured.append(train(steps, HOW[how])),
+        lambda: measured.append(train(steps, HOW[how], samples)),
         setup=lambda: without.append(train(steps, None)),
         rounds=1 if smoke else ROUNDS,
     )
@@ -85,7 +88,7 @@ def bench_training(benchmark: BenchmarkFixture, steps: int, how: str, smoke: boo
         median = statistics.median(a.seconds for a in measured) / statistics.median(b.seconds for b in without)
         fastest = min(a.seconds for a in measured) / min(b.seconds for b in without)
         RATIOS.append(
-            f"{steps} steps, {how}: {median:.3f} of the time without by medians, {fastest:.3f} by minima, "
+            f"{samples} samples, {steps} steps, {how}: {median:.3f} of the time without by medians, {fastest:.3f} by minima, "
             f"{', '.join(ratios)} by pairs; {measured[-1].said}"
         )
 

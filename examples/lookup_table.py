@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 from gallery import options
 from matplotlib.collections import LineCollection
+from matplotlib.colors import SymLogNorm
 from torch import Tensor, nn
 
 import lmn
@@ -46,6 +47,7 @@ def main() -> None:
     angle = 2 * math.pi * torch.arange(n, dtype=torch.float64) / n + 0.1
     x = torch.stack([angle.cos(), angle.sin()], dim=1)
     y = x[:, 0].abs()
+    colours = SymLogNorm(linthresh=1.0, vmin=0.0, vmax=100.0)  # the table's outputs grow fast outside the circle
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for ax, (name, model) in zip(axes, (("lookup table", lookup_table(x, y)), ("compressed", compressed())), strict=True):
         assert torch.allclose(model(x)[:, 0], y)
@@ -53,14 +55,14 @@ def main() -> None:
         regions = lmn.regions(model, lmn.box([-1.2, -1.2], [1.2, 1.2], 2), progress=False)
         side = torch.linspace(-1.2, 1.2, 300, dtype=torch.float64)
         output = model(torch.cartesian_prod(side, side)).detach().reshape(300, 300).T
-        image = ax.imshow(output, origin="lower", extent=(-1.2, 1.2, -1.2, 1.2), vmin=0, vmax=1.5, cmap="viridis")
+        image = ax.imshow(output, origin="lower", extent=(-1.2, 1.2, -1.2, 1.2), norm=colours, cmap="viridis")
         outlines = [polygon[[*range(len(polygon)), 0]] for polygon in regions.vertices]
-        ax.add_collection(LineCollection(outlines, linewidths=0.4, colors="white"))
+        ax.add_collection(LineCollection(outlines, linewidths=0.4, colors="#ffffff99"))
         ax.scatter(*x.T, s=8, color="white", edgecolor="black", linewidth=0.5, zorder=3)
         said = f"LMN {found.lmn:.1f} of {n} samples, {regions.count:,} regions"
         ax.set_title(f"{name}: {said}")
         print(f"{name}: {said}")
-    figure.colorbar(image, ax=axes, label="output", extend="max")
+    figure.colorbar(image, ax=axes, label="output", ticks=[0, 0.5, 1, 3, 10, 30, 100], format="%g", extend="max")
     figure.savefig(out / "lookup_table.png", dpi=90)
 
 

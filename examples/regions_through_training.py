@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from gallery import fit, mlp, options, scores
@@ -44,8 +45,14 @@ def main() -> None:
         rows.append({"step": step, "wall_time": 0.0, **numbers, **scores(model, x, y, "train")})
         print(f"step {step}: {found[-1].count} regions, local complexity {complexity:.2f}")
     titles = [f"step {row['step']}: {row['exact_regions']:.0f} regions" for row in rows]
-    animate(found, Path(out) / "regions_through_training.gif", titles=titles, fill="norm", seconds=8)
-    curves(rows, title="Two spirals").savefig(out / "regions_through_training.png", dpi=80)
+
+    def samples(ax: Any) -> None:
+        for arm, colour in enumerate(("white", "black")):
+            ax.scatter(*x[y == arm].T, s=7, color=colour, edgecolor="#555555", linewidth=0.4, zorder=3)
+
+    animate(found, Path(out) / "regions_through_training.gif", titles=titles, seconds=8, decorate=samples)
+    columns = ["lmn", "exact_regions", "local_complexity", "train_accuracy"]
+    curves(rows, columns=columns, title="Two spirals").savefig(out / "regions_through_training.png", dpi=80)
 
 
 if __name__ == "__main__":

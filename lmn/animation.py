@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,16 @@ from lmn.partition import Regions
 from lmn.plots import draw, matplotlib_pyplot, quantity
 
 _DPI = 100
+_DECADES = 30.0  # how far apart norms are that are coloured by their logarithm
 
 
 def animate(
     found: Sequence[Regions], path: str | Path, *, titles: Sequence[str] | None = None, fill: str = "norm",
-    seconds: float = 6.0, **options: Any,
+    seconds: float = 6.0, decorate: Callable[[Any], object] = lambda _ax: None, **options: Any,
 ) -> None:  # fmt: skip
     """Write exact regions of a plane or a box, one after the other, as a GIF; colours mean the same in all of its pictures.
+
+    Norms that span decades are coloured by their logarithm.
 
     Parameters
     ----------
@@ -34,6 +37,8 @@ def animate(
         As for ``regions.plot``.
     seconds : float
         How long it takes; the last picture stays for two more.
+    decorate : callable, optional
+        Is given the matplotlib Axes of each picture, to draw samples, say.
 
     Raises
     ------
@@ -55,11 +60,14 @@ def animate(
         raise LmnError("animations need pillow; pip install 'lmn[plot]'.") from error
     values = np.concatenate([quantity(each, fill, options.get("output")) for each in found if isinstance(each, ExactRegions)])
     limits = tuple(np.quantile(values, (0.005, 0.995)))
+    if fill == "norm" and limits[0] > 0 and limits[1] / limits[0] > _DECADES:
+        options = {"log": True} | options
     pictures = []
     for number, each in enumerate(found):
         ax = draw(each, fill, limits=limits, **options)  # type: ignore[arg-type]
         if titles is not None:
             ax.set_title(titles[number])
+        decorate(ax)
         ax.figure.set_dpi(_DPI)
         ax.figure.canvas.draw()
         pictures.append(Image.fromarray(np.asarray(ax.figure.canvas.buffer_rgba())[..., :3].copy()))

@@ -24,6 +24,7 @@ FILLS = {
 }
 _SLICE = 1024  # cells an axis in a picture of a slice
 _ENOUGH_POLYGONS_FOR_EDGES = 20_000  # above, edges would cover what they enclose
+_EDGES, _EDGE_WIDTH = "#7f7f7f99", 17.0  # to be seen on the darkest and the lightest fill; points times the root of the count
 _MOST_ELONGATED = 4.0  # that a picture is drawn to scale
 _MOST_NAMES = 20  # beside a picture
 _SLICED = 3  # dimensions
@@ -38,6 +39,7 @@ def draw(
     axis: int = 2,
     at: float | None = None,
     limits: Sequence[float] | None = None,
+    log: bool = False,
     ax: Any = None,
 ) -> Any:
     """Draw the partition of a line, a plane or a box; three dimensions as a slice.
@@ -58,6 +60,8 @@ def draw(
         Of a box in three dimensions, the axis that the slice is perpendicular to, and where (default: its middle).
     limits : (low, high), optional
         What the ends of the colours stand for. Default: all but the extremes of the regions.
+    log : bool
+        Colours by the logarithm, for "norm" and "output".
     ax : matplotlib Axes, optional
         Where to draw; default: a new figure.
 
@@ -98,7 +102,10 @@ def draw(
         if fill == "layer" and few:
             bar.set_ticklabels(["none" if number < 0 else regions.layers[int(number)] for number in numbers])
     else:  # a few extremes would take the contrast from all others
-        shown.set_clim(*(np.quantile(values, (0.005, 0.995)) if limits is None else limits))
+        low, high = np.quantile(values, (0.005, 0.995)) if limits is None else limits
+        if log:
+            shown.set_norm(_logarithmic(low, high))
+        shown.set_clim(low, high)
         ax.figure.colorbar(shown, ax=ax, label=label, extend="both")
     if regions.domain.n_axes < _SLICED:
         ax.set_title(f"{regions.count:,} activation regions")
@@ -145,6 +152,14 @@ def quantity(regions: ExactRegions, fill: str, output: int | None = None) -> Arr
     return np.asarray(np.log10(regions.volumes))
 
 
+def _logarithmic(low: float, high: float) -> Any:
+    from matplotlib.colors import LogNorm
+
+    if not 0 < low < high:
+        raise LmnError(f"log=True draws what is above zero; from {low:.3g} to {high:.3g} it is not: give limits=.")
+    return LogNorm(low, high)
+
+
 def _axis_names(regions: ExactRegions) -> Sequence[str]:
     letter = "x" if regions.domain.kind == "box" else "t"
     return [f"{letter}[{index}]" for index in range(regions.domain.n_axes)]
@@ -159,8 +174,8 @@ def _draw_polygons(
     polygons = PolyCollection(
         cells,
         array=values,
-        edgecolors="#00000066" if edges else "face",
-        linewidths=0.2 if edges else 0.05,
+        edgecolors=_EDGES if edges else "face",
+        linewidths=np.clip(_EDGE_WIDTH / np.sqrt(max(1, regions.count)), 0.2, 0.7) if edges else 0.05,
         closed=True,
     )
     ax.add_collection(polygons, autolim=False)

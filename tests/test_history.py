@@ -277,6 +277,19 @@ def test_a_connectivity_beside_its_spectrum() -> None:
         lmn.measure(network(), torch.randn(5, 2), metrics=("lmn",), progress=False).plot()
 
 
+def test_norms_that_span_decades_are_coloured_by_their_logarithm(tmp_path: Path) -> None:
+    model, grid, axes = network(), lmn.box([-1, -1], [1, 1], 8), list[Any]()
+    found = [lmn.regions(model, grid, progress=False)]
+    with torch.no_grad():
+        model[2].weight.mul_(1000)
+    for late in (lmn.regions(model, grid, progress=False), found[0]):
+        animate([found[0], late], tmp_path / "regions.gif", decorate=axes.append)
+    scales = [[cells.norm.__class__.__name__ for cells in ax.collections][0] for ax in axes]
+    assert scales == ["LogNorm"] * 2 + ["Normalize"] * 2
+    with pytest.raises(lmn.LmnError, match="log=True draws what is above zero; from -1 to 2 it is not"):
+        found[0].plot(log=True, limits=(-1, 2))
+
+
 def test_regions_through_a_training(tmp_path: Path) -> None:
     from PIL import Image
 
