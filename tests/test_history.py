@@ -284,7 +284,7 @@ def test_norms_that_span_decades_are_coloured_by_their_logarithm(tmp_path: Path)
         model[2].weight.mul_(1000)
     for late in (lmn.regions(model, grid, progress=False), found[0]):
         animate([found[0], late], tmp_path / "regions.gif", decorate=axes.append)
-    scales = [[cells.norm.__class__.__name__ for cells in ax.collections][0] for ax in axes]
+    scales = [type(ax.collections[0].norm).__name__ for ax in axes]
     assert scales == ["LogNorm"] * 2 + ["Normalize"] * 2
     with pytest.raises(lmn.LmnError, match="log=True draws what is above zero; from -1 to 2 it is not"):
         found[0].plot(log=True, limits=(-1, 2))
