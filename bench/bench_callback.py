@@ -40,6 +40,7 @@ HOW: dict[str, dict[str, Any]] = {
 
 class Run(NamedTuple):
     seconds: float
+    cpu: float  # of the training's thread, which others on the machine disturb less
     losses: list[float]
     said: str  # by the callback
 
@@ -54,7 +55,7 @@ def train(steps: int, how: dict[str, Any] | None, samples: int = 0) -> Run:
     callback = None if how is None else lmn.Callback(training.tokens[:samples], **options, **how)
     losses = []
     with torch_threads(1):
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.thread_time()
         if callback is not None:
             callback.attach(model, optimizer)
         for _ in range(steps):
@@ -65,7 +66,7 @@ def train(steps: int, how: dict[str, Any] | None, samples: int = 0) -> Run:
             losses.append(loss.item())
         if callback is not None:
             callback.close()
-        return Run(time.perf_counter() - began, losses, str(callback))
+        return Run(time.perf_counter() - began, time.thread_time() - cpu_began, losses, str(callback))
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -87,9 +88,10 @@ def bench_training(benchmark: BenchmarkFixture, samples: int, steps: int, how: s
         ratios = [f"{a.seconds / b.seconds:.3f}" for a, b in zip(measured, without, strict=True)]
         median = statistics.median(a.seconds for a in measured) / statistics.median(b.seconds for b in without)
         fastest = min(a.seconds for a in measured) / min(b.seconds for b in without)
+        of_thread = sum(a.cpu for a in measured) / sum(b.cpu for b in without)
         RATIOS.append(
             f"{samples} samples, {steps} steps, {how}: {median:.3f} of the time without by medians, {fastest:.3f} by minima, "
-            f"{', '.join(ratios)} by pairs; {measured[-1].said}"
+            f"{', '.join(ratios)} by pairs; {of_thread:.3f} of its thread's processor time; {measured[-1].said}"
         )
 
 

@@ -20,13 +20,14 @@ from lmn.kernels.patterns import unseen
 from lmn.kernels.patterns.problem import Lattice, Layout, Problem
 from lmn.kernels.program import Program
 from lmn.lowering import NotAChain
+from lmn.memory import working_bytes
 from lmn.progress import progress_bar
 from lmn.selection import Select
 from lmn.slopes import slope_chain
 from lmn.subject import Subject, spread
 
 _BATCH_BYTES = 1 << 22  # of the widest result of the samples that are run together
-_LARGEST_BATCH = 1 << 13
+_LARGEST_BATCH, _LARGEST_BATCH_ON_GPU = 1 << 13, 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +180,7 @@ def observe(
             samples=lambda indices: subject.samples(torch.from_numpy(indices)),
             device=example.device,
             dtype=example.dtype,
-            batch=max(1, min(_LARGEST_BATCH, _BATCH_BYTES // (example.element_size() * program.widest))),
+            batch=_batch(example, program.widest),
             lattice=_lattice(subject, example),
             blocks=not (exhaustive or ids or edges_apart) and example.device.type == "cpu",
             ids=ids,
@@ -201,6 +202,12 @@ def observe(
 def _chain(subject: Subject, example: Tensor) -> Chain | None:
     found = slope_chain(subject.network, example)
     return None if isinstance(found, NotAChain) else found
+
+
+def _batch(example: Tensor, widest: int) -> int:
+    """How many samples are run together."""
+    largest = _LARGEST_BATCH if example.device.type == "cpu" else _LARGEST_BATCH_ON_GPU
+    return max(1, min(largest, working_bytes(example.device, _BATCH_BYTES) // (example.element_size() * widest)))
 
 
 def _lattice(subject: Subject, example: Tensor) -> Lattice | None:

@@ -16,6 +16,7 @@ from lmn.grid import as_grid
 from lmn.kernels.connectivity.pairs import Pairs
 from lmn.kernels.connectivity.problem import Problem
 from lmn.lowering import NotAChain
+from lmn.memory import working_bytes
 from lmn.network import Network
 from lmn.progress import progress_bar
 from lmn.selection import Select
@@ -130,9 +131,10 @@ def _panel(network: Network, planned: ChainPlan | NotAChain, example: Tensor, n:
         values = example[0].numel() + planned.n_units + 2 * planned.n_out
     else:
         values = 2 * (example[0].numel() + network.tail(example[:1].clone()).shape[1])
-    if n <= _SMALLEST_PANEL or n * 8 * values <= _PANEL_BYTES:
+    allowed = working_bytes(example.device, _PANEL_BYTES)
+    if n <= _SMALLEST_PANEL or n * 8 * values <= allowed:
         return n
-    return max(_SMALLEST_PANEL, min(_LARGEST_PANEL, _PANEL_BYTES // (2 * 8 * values)))
+    return max(_SMALLEST_PANEL, min(_LARGEST_PANEL, allowed // (2 * 8 * values)))
 
 
 def _empty(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:

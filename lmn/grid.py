@@ -73,7 +73,9 @@ class RegularGrid:
         return f"{self.kind} of {' x '.join(map(str, self.counts))} points"
 
     def at(self, indices: Tensor, like: Tensor | None = None) -> Tensor:
-        rest = indices.to("cpu", torch.int64)
+        """The points of these numbers; made on a GPU where they are to be on one."""
+        on_gpu = like is not None and like.device.type == "cuda"
+        rest = indices.to(like.device if on_gpu and like is not None else "cpu", torch.int64)
         steps = []
         for count in reversed(self.counts):
             steps.append((rest % count).double())
@@ -81,9 +83,11 @@ class RegularGrid:
         return self.between(torch.stack(steps[::-1], dim=1), like)
 
     def between(self, steps: Tensor, like: Tensor | None = None) -> Tensor:
-        """The points so many steps along the axes, shape (n, n_axes), float64; a step need not be whole."""
-        t = steps / torch.tensor([max(count - 1, 1) for count in self.counts])
-        points = (self.origin.reshape(1, -1) + t @ self.axes.reshape(len(self.axes), -1)).reshape(-1, *self.origin.shape)
+        """The points so many steps along the axes, (n, n_axes) float64, made where these are; a step need not be whole."""
+        where = steps.device
+        t = steps / torch.tensor([max(count - 1, 1) for count in self.counts], device=where)
+        origin, axes = self.origin.reshape(1, -1).to(where), self.axes.reshape(len(self.axes), -1).to(where)
+        points = (origin + t @ axes).reshape(-1, *self.origin.shape)
         device, dtype = (like.device, like.dtype) if like is not None else (None, torch.get_default_dtype())
         return points.to(device, dtype)
 

@@ -23,6 +23,7 @@ from lmn.kernels.patterns.bits import words_of
 from lmn.kernels.program import Program
 from lmn.local_maps import CHECKED, Differentiated, differentiated, own_derivatives
 from lmn.lowering import NotAChain
+from lmn.memory import working_bytes
 from lmn.observed_regions import ObservedRegions
 from lmn.partition import Array, Regions
 from lmn.regions import find, is_geometric
@@ -104,13 +105,13 @@ class MapSource:
     ) -> Iterator[tuple[int, int]]:
         """Ranges of maps of so many columns that are held at a time: few, that stay in the cache, where they are reduced."""
         each = max(1, self.n_out * columns * self.dtype.itemsize)
-        most = _LARGEST_PART if not reduced else max(_LEAST_PART, _PART_BYTES // each)
+        most = _LARGEST_PART if not reduced else max(_LEAST_PART, working_bytes(self.device, _PART_BYTES) // each)
         yield from _ranges(within or (0, self.n_maps), min(most, memory_limit // (4 * each)))
 
     def gram_parts(self, memory_limit: int) -> Iterator[tuple[int, int]]:
         """Ranges of maps whose samples and Gram matrices are held at a time."""
         each = self.n_in * self.dtype.itemsize + 4 * 8 * min(self.n_out, self.n_in) ** 2
-        yield from _ranges((0, self.n_maps), min(_GRAM_BYTES, memory_limit // 2) // each)
+        yield from _ranges((0, self.n_maps), min(working_bytes(self.device, _GRAM_BYTES), memory_limit // 2) // each)
 
     @property
     def has_grams(self) -> bool:

@@ -15,6 +15,7 @@ from lmn.errors import LmnError
 if TYPE_CHECKING:
     from lmn.map_source import MapSource
 
+_ON_GPU = 1 << 26
 _SHARE = 0.5  # of what is free
 _LEAST = 1 << 20
 
@@ -27,6 +28,11 @@ def memory_limit_of(limit: Any, device: torch.device) -> int:
     if not number or not _LEAST <= limit < math.inf:
         raise LmnError(f"memory_limit is a number of bytes, at least {_LEAST} (a MiB) and finite; got {limit!r}.")
     return int(limit)
+
+
+def working_bytes(device: torch.device, on_cpu: int) -> int:
+    """Bytes of what is run together: what a CPU's cache holds, or what keeps a GPU busy for longer than a launch takes."""
+    return on_cpu if device.type == "cpu" else max(on_cpu, _ON_GPU)
 
 
 def limit_for_maps(source: MapSource, limit: Any) -> int:

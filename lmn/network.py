@@ -18,6 +18,7 @@ from lmn.checks import called_once, check_initialised, check_no_way_around, chec
 from lmn.errors import LmnError, in_short
 from lmn.kernels.program import Program
 from lmn.lowering import ChainStep, NotAChain, lower
+from lmn.memory import working_bytes
 from lmn.preserve import UNKNOWN, Habits, autocast_restored, observed, preserved
 from lmn.program import program
 from lmn.remembered import Remembered
@@ -28,7 +29,7 @@ from lmn.tracing import Growth, growth, traced_by_running, traced_symbolically, 
 
 _BATCH_BYTES = 1 << 21  # of the widest intermediate result of samples that are run at a time
 _COLUMN_BYTES = 1 << 22  # of what a convolution copies
-_LARGEST_BATCH = 1024
+_LARGEST_BATCH, _LARGEST_BATCH_ON_GPU = 1 << 10, 1 << 16
 _ROUNDINGS = 16  # that the same operations may differ by
 _MOST_CHECKED = 32  # samples at which a graph must give what the model gives
 
@@ -102,7 +103,7 @@ class Network:
         learn(self._habits)
         samples = self._run_to_tap(inputs)
         self._natural = samples.dtype
-        self._batch_of_model = batch_size(growth(self._root, inputs)) if known is None else known.batch_of_model
+        self._batch_of_model = batch_size(growth(self._root, inputs), inputs.device) if known is None else known.batch_of_model
         self.sample_shape = samples.shape[1:]
         self._example = samples[:2].clone()
         self._dummy = inputs[:1]
@@ -119,7 +120,7 @@ class Network:
         self._check_runs(samples)
         grown = growth(self.tail, samples)
         self.widest = max(self.sample_shape.numel(), grown.widest)
-        self.batch = min(batch_size(grown), batch_size(Growth(self.widest, 0, False)))
+        self.batch = min(batch_size(each, samples.device) for each in (grown, Growth(self.widest, 0, False)))
         self.single_inside = self._computes_in_single(samples)
         if may_be_kept and self._graph is not None:
             graph = copy.deepcopy(self._graph.graph)
@@ -333,10 +334,11 @@ class Network:
             return self._root(self._dummies(h))  # type: ignore[no-any-return]
 
 
-def batch_size(grown: Growth) -> int:
+def batch_size(grown: Growth, device: torch.device) -> int:
     """How many samples to run at a time."""
-    by_widest = _BATCH_BYTES // (8 * max(1, grown.widest))
-    return max(1, min(_LARGEST_BATCH, by_widest, _COLUMN_BYTES // (8 * max(1, grown.columns))))
+    by_widest = working_bytes(device, _BATCH_BYTES) // (8 * max(1, grown.widest))
+    by_columns = working_bytes(device, _COLUMN_BYTES) // (8 * max(1, grown.columns))
+    return max(1, min(_LARGEST_BATCH if device.type == "cpu" else _LARGEST_BATCH_ON_GPU, by_widest, by_columns))
 
 
 def _rows(example: Tensor, n: int) -> Tensor:

@@ -21,6 +21,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def filled(*shape: Any, **options: Any) -> torch.Tensor:
         made = empty(*shape, **options)
-        return made.fill_(torch.nan if made.is_floating_point() else 0x5A5A5A5A)
+        if made.is_floating_point():
+            return made.fill_(torch.nan)
+        return made.fill_(made.dtype == torch.bool or 0x5A5A5A5A & torch.iinfo(made.dtype).max)
 
     monkeypatch.setattr(torch, "empty", filled)

@@ -21,10 +21,14 @@ from lmn.grid import as_grid
 from lmn.kernels import triton_report, triton_work
 from lmn.kernels.activations import CORES, core_values
 from lmn.kernels.connectivity import reference, triton_gpu
+from lmn.kernels.connectivity.pairs import Pairs
 from lmn.kernels.connectivity.problem import Problem
+from lmn.kernels.connectivity.triton_pairs import samples_of
 from lmn.kernels.cores_triton import core_with_slope
 from lmn.kernels.triton_tuned import Choice
 from lmn.subject import Subject, spread
+
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 PARAMETERS = {"clamp": (-0.75, 1.25), "tanh": (0.5, 0), "ztanh": (0.5, 0), "elu": (1.3, 0), "softplus": (1.5, 20)}
 Z = np.concatenate([np.linspace(-100, 100, 2001), np.linspace(-6, 6, 2001), np.geomspace(1e-30, 1, 90), [0, -0.0, -3, 3]])
@@ -65,6 +69,35 @@ def test_nan_goes_through_every_core(core: str) -> None:
     assert np.isnan(values[0])
     assert np.isnan(slopes[0])
     assert np.isfinite([values[1], slopes[1]]).all()
+
+
+@triton.jit
+def pairs_of(numbers, i, j, n, n_points, n_rows, ALL: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    found_i, found_j = samples_of(tl.load(numbers + at, mask=at < n, other=0), n_points.to(tl.int64), n_rows, ALL)
+    tl.store(i + at, found_i, mask=at < n)
+    tl.store(j + at, found_j, mask=at < n)
+
+
+@pytest.mark.parametrize("n_rows", [None, 1, 40])
+@pytest.mark.parametrize("n_points", [41, 768, 2_000_003])
+def test_pairs_are_numbered_as_on_the_cpu(n_points: int, n_rows: int | None) -> None:
+    """At the ends of rows, and anywhere."""
+    pairs = Pairs(n_points, n_rows)
+    rows = np.unique(np.linspace(0, len(pairs.rows) - 1, 300).astype(np.int64))
+    ends = np.cumsum([0, *(pairs.in_row(i) for i in range(2000))])[:-1] if n_points > 2000 else np.zeros(1, np.int64)
+    anywhere = np.linspace(0, len(pairs) - 1, 500).astype(np.int64)
+    starts = rows * (2 * n_points - rows - 1) // 2 if n_rows is None else rows * (n_points - n_rows)
+    numbers = np.concatenate([ends, anywhere, starts, starts - 1, [len(pairs) - 1]])
+    numbers = np.unique(numbers[(numbers >= 0) & (numbers < len(pairs))])
+    i, j = (torch.full((len(numbers),), -1, dtype=torch.int64) for _ in range(2))
+    pairs_of[(triton.cdiv(len(numbers), 256),)](
+        torch.from_numpy(numbers), i, j, len(numbers), n_points, n_rows or 0, n_rows is None, 256
+    )
+    low, high = i.numpy(), j.numpy()
+    assert (low >= 0).all() and (low < high).all() and (high < n_points).all()  # noqa: PT018
+    number = low * (2 * n_points - low - 1) // 2 + high - low - 1
+    np.testing.assert_array_equal(number if n_rows is None else low * (n_points - n_rows) + high - n_rows, numbers)
 
 
 # ---- connectivity -----------------------------------------------------------------------------------------------------------
@@ -120,6 +153,17 @@ def test_connectivity_of_chains_too_wide_or_deep_for_one_kernel(widths: tuple[in
     problem = problem_of(widths, "gelu", 9)
     assert triton_gpu.fused_for([len(layer.z) for layer in problem.chain.layers], widths[-1]) is None  # type: ignore[union-attr]
     assert error_of(problem) < 1e-5
+
+
+@pytest.mark.parametrize("act", MODULES)
+def test_wide_connectivity_of_every_activation(act: str) -> None:
+    assert error_of(problem_of((3, 70, 30, 20, 9, 2), act, 7)) < 1e-5
+
+
+@pytest.mark.parametrize("chunk", [1, 64, 1 << 27])
+def test_pairs_of_a_wide_chain_in_any_number_of_calls(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_gpu, "_SCRATCH_BYTES", chunk)  # 64 pairs at least
+    assert error_of(problem_of((5, 150, 7), "silu", 17)) < 1e-5
 
 
 @pytest.mark.parametrize("widths", [(5, 20, 7), (5, 150, 7)], ids=str)

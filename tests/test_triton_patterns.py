@@ -95,9 +95,10 @@ def test_regular_grids(grid: Any, widths: tuple[int, ...]) -> None:
     check(mlp(widths), grid)
 
 
-def test_points_of_a_grid_far_along_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("widths", [NARROW, WIDE], ids=["narrow", "wide"])
+def test_points_of_a_grid_far_along_it(widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers of points are 64 bits: some of 10^12 are looked at."""
-    model, small, large = mlp(NARROW), lmn.box(-2, 2, [2, 2, 2]), lmn.box(-2, 2, [10_000] * 3)
+    model, small, large = mlp(widths), lmn.box(-2, 2, [2, 2, 2]), lmn.box(-2, 2, [10_000] * 3)
     seen, patterns = [], triton_gpu.patterns
     monkeypatch.setattr(triton_gpu, "patterns", lambda problem: (seen.append(problem), patterns(problem))[1])
     lmn.activation_patterns(model, small, backend="triton", progress=False)

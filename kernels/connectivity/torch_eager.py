@@ -23,7 +23,7 @@ _GPU_BYTES = 1 << 28
 _MOST_CACHE_BYTES = 1 << 23  # however many cores: memory is bounded
 _MOST_PAIRS, _MOST_CHUNKS = 1 << 16, 16  # of which the sums are taken together: progress is told after each
 _SINGLES_A_DOUBLE = 8  # samples at a time in float32, whose convolutions seldom copy, for each of float64
-_SUMS_BYTES = 1 << 22
+_SUMS_BYTES, _SUMS_BYTES_ON_GPU = 1 << 22, 1 << 26
 _NOISE_POINTS = 256
 _BYTES_AN_OUTPUT = 80  # of a pair, in float64, while its sums become r^2
 
@@ -130,7 +130,8 @@ class _Runner:
         self._y = torch.cat([problem.tail(part.clone()) for part in h.split(problem.batch)])
         self._scale = _extreme(self._y)
         steps = (m - 2) * h.element_size()
-        most = max(1, _SUMS_BYTES // ((2 * steps + _BYTES_AN_OUTPUT) * n_out))
+        on_cpu = h.device.type == "cpu"
+        most = max(1, (_SUMS_BYTES if on_cpu else _SUMS_BYTES_ON_GPU) // ((2 * steps + _BYTES_AN_OUTPUT) * n_out))
         self._chunk = min(most, self._pairs_of(steps * problem.widest))
         self.pairs_a_batch = self._chunk * min(_MOST_CHUNKS, most // self._chunk)
         self._noise = torch.zeros(n_out, dtype=torch.float64, device=h.device)

@@ -14,7 +14,7 @@ from lmn.kernels.connectivity.problem import CONSTANT, TOLERANCE, Chain, Problem
 from lmn.kernels.connectivity.torch_eager import ByTheTail
 from lmn.kernels.connectivity.triton_ops import PAIRS, Fused, deviations, fused_for, narrow_pairs, r_squared
 
-_SCRATCH_BYTES = 1 << 25  # of a layer of the wide kernels: what second-level caches hold
+_SCRATCH_BYTES = 1 << 27  # of a layer of the wide kernels: a launch takes longer on the GPU than on the CPU
 _TILES_A_CALL = 1 << 22
 
 
@@ -124,16 +124,16 @@ def _fill_wide(problem: Problem, out: Tensor, progress: Progress) -> None:
     layers = [_wide_layer(layer, device) for layer in chain.layers]
     sxx, constant, tolerance = _moments(problem)
     for first in range(0, len(pairs), chunk):
-        i, j = (torch.from_numpy(each.astype(np.int32)).to(device) for each in pairs.numbered(first, first + chunk))
-        u = torch.empty(problem.m - 2, len(i), len(chain.layers[0].z), dtype=torch.float32, device=device)
+        n, rows = min(chunk, len(pairs) - first), pairs.n_rows or 0
+        u = torch.empty(problem.m - 2, n, len(chain.layers[0].z), dtype=torch.float32, device=device)
         for number, (arrays, weight, core, p0, p1) in enumerate(layers):
-            deviations(*arrays, i, j, core, p0, p1, number > 0, u)
+            deviations(*arrays, first, rows, core, p0, p1, number > 0, u)
             if weight is not None:
                 made = torch.empty(*u.shape[:2], weight.shape[1], dtype=torch.float32, device=device)
                 products.plain(u, weight, made)
                 u = made
-        r_squared(u, y, y_rest, noise, i, j, sxx, constant, tolerance, out)
-        progress(len(i))
+        r_squared(u, y, y_rest, noise, first, rows, sxx, constant, tolerance, out)
+        progress(n)
 
 
 def _wide_layer(layer: Any, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor | None, int, float, float]:

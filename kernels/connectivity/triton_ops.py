@@ -104,15 +104,18 @@ def deviations(
     z_low: Tensor,
     scales: Tensor,
     slopes: Tensor,
-    i: Tensor,
-    j: Tensor,
+    first_pair: int,
+    n_rows: int,
     core: int,
     p0: float,
     p1: float,
     shifted: bool,
     u: Tensor,
 ) -> None:
-    """An activation's deviations from its chords in place of those of its argument, u (m - 2, n_pairs, n_units)."""
+    """An activation's deviations from its chords in place of those of its argument, u (m - 2, n_pairs, n_units).
+
+    Of the pairs from first_pair on, of the first n_rows samples with the others, or, where that is 0, of all.
+    """
     steps, n_pairs, n_units = u.shape
     if not n_pairs:
         return
@@ -122,12 +125,14 @@ def deviations(
         z_low=z_low,
         scales=scales,
         slopes=slopes,
-        i_of=i,
-        j_of=j,
         u=u,
         p0=p0,
         p1=p1,
+        first_pair=first_pair,
         n_pairs=n_pairs,
+        n_points=len(z_high),
+        n_rows=n_rows,
+        ALL=n_rows == 0,
         n_units=n_units,
         m=steps + 2,
         SHIFTED=shifted,
@@ -141,14 +146,14 @@ def r_squared(
     y_high: Tensor,
     y_low: Tensor,
     noise: Tensor,
-    i: Tensor,
-    j: Tensor,
+    first_pair: int,
+    n_rows: int,
     sxx: float,
     constant: float,
     tolerance: float,
     out: Tensor,
 ) -> None:
-    """r² of pairs to out, (n_points, n_points), from the deviations of their outputs, u (m - 2, n_pairs, n_out)."""
+    """r² of pairs as ``deviations`` numbers them to out, (n_points, n_points), from their outputs' u (m - 2, pairs, n_out)."""
     steps, n_pairs, n_out = u.shape
     if not n_pairs:
         return
@@ -158,11 +163,12 @@ def r_squared(
         y_high=y_high,
         y_low=y_low,
         noise=noise,
-        i_of=i,
-        j_of=j,
         out=out,
-        n_points=len(out),
+        first_pair=first_pair,
         n_pairs=n_pairs,
+        n_points=len(out),
+        n_rows=n_rows,
+        ALL=n_rows == 0,
         n_out=n_out,
         m=steps + 2,
         sxx=sxx,
@@ -217,10 +223,10 @@ def _narrow_case(sizes: Fused, n_out: int, core: int) -> None:
 
 
 def _wide_case(core: int, shifted: bool) -> None:
-    z, of_units, pairs = empty(768, 256), empty(256), empty(4096, dtype=torch.int32)
-    deviations(z, z, of_units, of_units, pairs, pairs, core, 0.0, 0.0, shifted, empty(19, 4096, 256))
+    z, of_units = empty(768, 256), empty(256)
+    deviations(z, z, of_units, of_units, 0, 0, core, 0.0, 0.0, shifted, empty(19, 4096, 256))
 
 
 def _sums_case() -> None:
-    y, pairs = empty(768, 10), empty(4096, dtype=torch.int32)
-    r_squared(empty(19, 4096, 10), y, y, empty(10), pairs, pairs, 1.0, 0.0, 0.0, empty(768, 768))
+    y = empty(768, 10)
+    r_squared(empty(19, 4096, 10), y, y, empty(10), 0, 0, 1.0, 0.0, 0.0, empty(768, 768))

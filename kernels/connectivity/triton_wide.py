@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from lmn.kernels.connectivity.triton_fused import deviation, unexplained_of
+from lmn.kernels.connectivity.triton_pairs import samples_of
 from lmn.kernels.cores_triton import core
 
 
@@ -20,19 +21,27 @@ def _rows_of(high, low, points, width, columns, mask):
 
 
 @triton.jit
+def _numbers(first_pair, pairs, n_pairs):
+    """Of the pairs of a tile, int64; past the last one, of the first."""
+    return first_pair + tl.where(pairs < n_pairs, pairs, 0).to(tl.int64)
+
+
+@triton.jit
 def activations(
     z_high,
     z_low,
     scales,
     slopes,
-    i_of,
-    j_of,
     u,
     p0,
     p1,
+    first_pair,
     n_pairs,
+    n_points,
+    n_rows,
     n_units,
     m,
+    ALL: tl.constexpr,
     SHIFTED: tl.constexpr,
     PAIRS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -40,13 +49,12 @@ def activations(
 ):
     """u, (m - 2, n_pairs, n_units), from the deviations of pre-activations, or from none, to those of the activations.
 
-    z are (n_points, n_units) in two floats; i_of and j_of (n_pairs,), int32.
+    Of the pairs from first_pair on. z are (n_points, n_units) in two floats.
     """
     pairs = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
     units = tl.program_id(1) * UNITS + tl.arange(0, UNITS)
     mask = (pairs < n_pairs)[:, None] & (units < n_units)[None, :]
-    i = tl.load(i_of + pairs, mask=pairs < n_pairs, other=0).to(tl.int64)
-    j = tl.load(j_of + pairs, mask=pairs < n_pairs, other=0).to(tl.int64)
+    i, j = samples_of(_numbers(first_pair, pairs, n_pairs), n_points.to(tl.int64), n_rows, ALL)
     z, z_rest = _rows_of(z_high, z_low, i, n_units, units, mask)
     at_j, at_j_rest = _rows_of(z_high, z_low, j, n_units, units, mask)
     dz = (at_j - z) + (at_j_rest - z_rest)
@@ -70,24 +78,24 @@ def sums(
     y_high,
     y_low,
     noise,
-    i_of,
-    j_of,
     out,
-    n_points,
+    first_pair,
     n_pairs,
+    n_points,
+    n_rows,
     n_out,
     m,
     sxx,
     constant,
     tolerance,
+    ALL: tl.constexpr,
     PAIRS: tl.constexpr,
     OUTS: tl.constexpr,
 ):
     """r² of pairs from the deviations of their outputs, (m - 2, n_pairs, n_out), to both places of ``out``."""
     pairs = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
     present = pairs < n_pairs
-    i = tl.load(i_of + pairs, mask=present, other=0).to(tl.int64)
-    j = tl.load(j_of + pairs, mask=present, other=0).to(tl.int64)
+    i, j = samples_of(_numbers(first_pair, pairs, n_pairs), n_points.to(tl.int64), n_rows, ALL)
     unexplained = tl.zeros((PAIRS,), tl.float32)
     error = tl.zeros((PAIRS,), tl.float32)
     for first in range(0, n_out, OUTS):

@@ -15,7 +15,7 @@ from lmn.kernels.activations import Activation
 from lmn.kernels.jacobians.problem import Chain
 from lmn.kernels.patterns.bits import lines_of, tied
 from lmn.kernels.patterns.distinct import DistinctPatterns
-from lmn.kernels.patterns.problem import Layout, Patterns, Problem
+from lmn.kernels.patterns.problem import Lattice, Layout, Patterns, Problem
 from lmn.kernels.patterns.triton_ops import TAKES_GRIDS, UNITS, hash_words, layer_patterns, narrow_patterns, pack_bits
 from lmn.kernels.pieces import breakpoints_of
 from lmn.kernels.program import Step
@@ -23,6 +23,7 @@ from lmn.kernels.triton_host import POINTS, NarrowChain, on, wide_layers
 
 _POINTS_A_CALL = 1 << 18
 _SAMPLE_BYTES = 1 << 26  # of the samples of a call
+_LOW = 1 << 12  # of a coordinate's two parts, the lower's values
 
 
 def patterns(problem: Problem) -> Patterns:
@@ -108,13 +109,12 @@ class _Narrow:
         if lattice is None:
             return {"first": narrow.first, "first_bias": narrow.first_bias, "steps": None, "counts": None}
         weight, bias = narrow.chain.first_map
-        counts = np.array(lattice.counts, dtype=np.int64)
-        steps = (lattice.axes / np.maximum(counts - 1, 1)[:, None]) @ weight.T
+        steps = _steps(lattice) @ weight.T
         return {
             "first": None,
             "first_bias": narrow.padded(bias + weight @ lattice.origin, narrow.width),
             "steps": narrow.padded(steps, len(steps), narrow.width),
-            "counts": torch.from_numpy(counts).to(narrow.device),
+            "counts": torch.tensor(lattice.counts, dtype=torch.int64, device=narrow.device),
         }
 
     def of(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -147,12 +147,14 @@ class _Wide:
     def __init__(self, problem: Problem, chain: Chain, breakpoints: list[np.ndarray]) -> None:
         self._problem, self._chain, self._breakpoints = problem, chain, breakpoints
         self.n_words = Layout.of(problem.program).n_words + problem.edges_apart
-        widest = max(chain.n_in, *chain.units)
+        widest = max(*([chain.n_in] if problem.lattice is None else []), *chain.units)
         self.most = min(_POINTS_A_CALL, max(1, _SAMPLE_BYTES // (4 * widest)))
 
     @cached_property
     def _layers(self) -> list[dict[str, Any]]:
         layers, first_word = wide_layers(self._chain, self._problem.device), 0
+        if self._problem.lattice is not None:
+            layers[0] |= self._on_the_grid(self._problem.lattice)
         for each, at in zip(layers, self._breakpoints, strict=True):
             each |= {"breakpoints": on(self._problem.device, at), "first_word": first_word}
             first_word += -(-len(each["bias"]) * len(at) // 64)
@@ -164,7 +166,7 @@ class _Wide:
         device, apart = problem.device, problem.edges_apart
         words = torch.empty(n, self.n_words, dtype=torch.int64, device=device)
         on_edge = torch.zeros(n, dtype=torch.bool, device=device)
-        u = problem.samples(indices).flatten(1).contiguous()
+        u = self._places(indices)
         for number, arrays in enumerate(self._layers):
             n_units, is_last = len(arrays["bias"]), number + 1 == len(self._layers)
             out = torch.empty(0 if is_last else n, n_units, dtype=torch.float32, device=device)
@@ -174,6 +176,33 @@ class _Wide:
                 on_edge.logical_or_(edges.any(1))
             u = out
         return words, _hashes(words, indices, on_edge if apart else None)
+
+    def _on_the_grid(self, lattice: Lattice) -> dict[str, Tensor]:
+        """The first affine map of ``_places``."""
+        weight, bias = self._chain.first_map
+        steps = weight @ _steps(lattice).T  # (n_units, n_axes)
+        of_places = np.stack([_LOW * steps, steps], axis=2).reshape(len(bias), -1)
+        device = self._problem.device
+        return {"weights": on(device, of_places.T), "bias": on(device, bias + weight @ lattice.origin)}
+
+    def _places(self, indices: np.ndarray) -> Tensor:
+        """Samples; or where in a grid its points are, each coordinate in two parts that float32 holds, (n, 2 n_axes)."""
+        problem, lattice = self._problem, self._problem.lattice
+        if lattice is None:
+            return problem.samples(indices).flatten(1).contiguous()
+        rest, places = torch.from_numpy(indices).to(problem.device), list[Tensor]()
+        for count in reversed(lattice.counts):
+            index = rest % count
+            places[:0] = [index // _LOW, index % _LOW]
+            rest = rest // count
+        return torch.stack(places, dim=1).float()
+
+
+def _steps(lattice: Lattice) -> np.ndarray:
+    """By how much a point's input differs from the next one's along each axis, (n_axes, n_in), float64."""
+    counts = np.array(lattice.counts, dtype=np.int64)
+    steps: np.ndarray = lattice.axes / np.maximum(counts - 1, 1)[:, None]
+    return steps
 
 
 def _hashes(words: Tensor, indices: np.ndarray, on_edge: Tensor | None) -> Tensor:
