@@ -6,8 +6,8 @@ An activation is an affine function of its argument plus a multiple of a *core*:
 
 The deviation of an activation from its chord is what linear connectivity needs, and the affine part has none where z is
 linear. Several activations share a core (ReLU, LeakyReLU and PReLU are |z|; SiLU is z tanh(z/2)), so a kernel language has
-one short function a core: csrc/cores.hpp, kernels/cores_numba.py. The cores are even or odd where the activation is nearly
-linear, which keeps their rounding error in proportion to the curvature that is measured.
+one short function a core: csrc/cores.hpp, kernels/cores_numba.py, kernels/cores_triton.py. The cores are even or odd where the
+activation is nearly linear, which keeps their rounding error in proportion to the curvature that is measured.
 """
 
 from __future__ import annotations

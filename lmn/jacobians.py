@@ -77,8 +77,8 @@ def jacobians(
           and a wrinkle between them are one map here and two there; small turns of a map count little here, and here alone.
     offsets : bool
         Return (A, c), c = f(x) - A x of shape (n_points, n_out); not with ``reduce``.
-    backend : {"auto", "cpp", "torch", "reference"}
-        One that is named takes every point by itself.
+    backend : {"auto", "cpp", "triton", "torch", "reference"}
+        One that is named takes every point by itself, but "triton" a map that points share once.
     memory_limit : float, optional
         Bytes that the result and what is held at a time may take. Default: half of what is free.
     threads : int, optional

@@ -140,7 +140,7 @@ class MapSource:
         """A of some maps, (n, n_out, n_in), in the samples' dtype or in float64."""
         if self.regions is not None:
             a = torch.from_numpy(self.regions.linear_maps.A[first:last])
-            return a if double else a.to(self.dtype)
+            return a.to(self.device, torch.float64 if double else self.dtype)
         samples = self.samples(first, last)
         return self._finite(self._found.maps.jacobians(samples.double() if double else samples), first)
 
@@ -164,7 +164,8 @@ class MapSource:
     def at_points(self, values: Tensor) -> Tensor:
         """Of each map, (n_maps, ...), to of each point, (n_points, ...)."""
         if self.regions is not None:
-            return torch.from_numpy(self.regions._at_points(values.numpy(), self._counts)).flatten(0, len(self._counts) - 1)
+            painted = torch.from_numpy(self.regions._at_points(values.cpu().numpy(), self._counts))
+            return painted.flatten(0, len(self._counts) - 1).to(values.device)
         if self.repeated is None:
             return values
         if values.device.type != "cpu":
@@ -239,7 +240,7 @@ def map_source(
         return MapSource(subject, found, n_maps, shares, example.dtype, example.device, threads, **rest)  # type: ignore[arg-type]
 
     on_cpu = example.device.type == "cpu"
-    regions = _regions(subject, threads, of_domain, known) if shared and backend == "auto" and on_cpu else None
+    regions = _regions(subject, threads, of_domain, known, on_cpu) if shared and backend == "auto" else None
     if regions is not None:
         volumes = torch.from_numpy(regions.volumes)
         return source(None, regions.count, volumes / volumes.sum(), regions=regions)
@@ -256,16 +257,16 @@ def map_source(
     return source(found, n_points)
 
 
-def _regions(subject: Subject, threads: int, of_domain: bool, known: Regions | None) -> ExactRegions | None:
+def _regions(subject: Subject, threads: int, of_domain: bool, known: Regions | None, on_cpu: bool) -> ExactRegions | None:
     """The regions of a box, where they are known or worth a search; else None."""
     grid = subject.grid
     if not isinstance(grid, RegularGrid) or grid.kind != "box" or not is_geometric(subject):
         return None
     regions = known if isinstance(known, ExactRegions) else None
     if regions is None:
-        # A chain's are found faster than its points are run; others only where they are asked for.
-        is_chain = not isinstance(subject.network.chain(), NotAChain)
-        worth = of_domain or (is_chain and grid.n_points >= _WORTH_REGIONS)
+        # A chain's are found faster than its points are run, but by a GPU; others only where they are asked for.
+        fast = on_cpu and not isinstance(subject.network.chain(), NotAChain)
+        worth = of_domain or (fast and grid.n_points >= _WORTH_REGIONS)
         if not worth or not _is_piecewise_linear(subject):
             return None
         try:

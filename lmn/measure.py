@@ -66,7 +66,7 @@ def measure(
     select : callable, optional
         Picks a tensor with the batch first from the model's output, e.g. ``lambda out: out.logits[:, -1]``. Not needed for
         a tensor, or an output with ``.logits`` or the key "logits".
-    backend : {"auto", "cpp", "numba", "torch", "reference"}
+    backend : {"auto", "cpp", "triton", "numba", "torch", "reference"}
         What computes the connectivity; see :func:`lmn.available_backends`. A backend that is named is used or raises.
     m : int, at least 3
         Points a segment.

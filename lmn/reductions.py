@@ -31,7 +31,7 @@ def of_maps(
             out[name].append(each.to(source.dtype))
         progress(n)
 
-    by_grams = source.has_grams and _are_of_grams(names)
+    by_grams = source.has_grams and _are_of_grams(names, written=source.backend == "triton")
     for first, last in source.gram_parts(memory_limit) if by_grams else [(0, source.n_maps)]:
         grams = source.grams(first, last) if by_grams else None
         if grams is not None:
@@ -45,9 +45,10 @@ _OF_SPECTRUM = {"spectral_norm", "effective_rank"}
 _OF_GRAMS = {*_OF_SPECTRUM, "participation_ratio"}
 
 
-def _are_of_grams(names: tuple[str, ...]) -> bool:
-    """Whether all follow from A A', and some take it anyway."""
-    return bool(_OF_GRAMS.intersection(names)) and {*_OF_GRAMS, "frobenius_norm"}.issuperset(names)
+def _are_of_grams(names: tuple[str, ...], *, written: bool) -> bool:
+    """Whether all follow from A A', and some take it anyway; or it is all that is written to memory."""
+    some = bool(_OF_GRAMS.intersection(names)) or written
+    return some and {*_OF_GRAMS, "frobenius_norm"}.issuperset(names)
 
 
 def _of_range(

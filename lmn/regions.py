@@ -61,9 +61,9 @@ def regions(
     tap : str, optional
         Look at the function from this submodule's output on, at the activations of the grid's points there; these regions are
         observed ones, since a submodule's output need not be a plane where its input is.
-    backend : {"auto", "cpp", "torch", "reference"}
-        Exact regions: "cpp" takes chains of affine maps and activations, "torch" any traced network. Observed ones: "cpp" and
-        "reference".
+    backend : {"auto", "cpp", "triton", "torch", "reference"}
+        Exact regions: "cpp" takes chains of affine maps and activations, "torch" any traced network. Observed ones: "cpp",
+        "triton" and "reference".
     max_regions : int
         Past it the search for exact regions is given up, with an error that says how many were found. Each takes from 300 bytes
         (a chain of two layers) to some thousand (convolutional and residual networks).

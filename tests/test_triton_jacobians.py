@@ -95,6 +95,22 @@ def test_reductions_are_those_of_the_maps() -> None:
         )
 
 
+@pytest.mark.parametrize("widths", [(6, 20, 4), (2, 20, 9)], ids=str)
+def test_norms_take_no_maps(widths: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their inner products are all that is written, but of a few that the model's own derivatives are compared with."""
+    swept, written = TritonMaps._swept, list[int]()
+    monkeypatch.setattr(
+        TritonMaps, "_swept", lambda maps, samples, sweep: (written.append(len(samples)), swept(maps, samples, sweep))[1]
+    )
+    torch.manual_seed(0)
+    n_in, n_hidden, n_out = widths
+    model, x = nn.Sequential(nn.Linear(n_in, n_hidden), nn.GELU(), nn.Linear(n_hidden, n_out)), torch.randn(200, n_in)
+    got = lmn.jacobians(model, x, reduce="frobenius_norm", backend="triton", progress=False)
+    expected = lmn.jacobians(model.double(), x.double(), reduce="frobenius_norm", backend="torch", progress=False)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=0)
+    assert max(written) < 100
+
+
 def test_whatever_torch_takes_for_its_default_dtype() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)

@@ -119,7 +119,7 @@ class Problem:
     m : int
         Points a segment, both ends included.
     chain : Chain or None
-        The tail's arrays where it is a chain and the samples are on the CPU.
+        The tail's arrays where it is a chain.
     why_no_chain : str
     widest : int
         Values a sample in the widest intermediate result of the tail.
