@@ -94,7 +94,7 @@ def narrow_maps(
 
 def cases(thorough: bool) -> Iterator[Case]:
     """Forward and reverse, with a last map and without, from the deepest chains."""
-    for depth in range(1, MOST_DEPTH + 1) if thorough else (1, MOST_DEPTH):
+    for depth in range(1, MOST_DEPTH + 1) if thorough else (MOST_DEPTH,):
         for core in CORES if thorough else ("abs", "mish"):
             for grams, ends, reverse in itertools.product((False, True), repeat=3):
                 label = f"{depth} x {MOST_WIDTH} {core}, {'inner products' if grams else 'stored'}"
