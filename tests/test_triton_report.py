@@ -1,0 +1,62 @@
+"""The report of the Triton kernels: compiled for GPUs that are not here, which configurations there are, and modelled times."""
+
+import json
+import os
+import subprocess
+import sys
+
+from lmn.kernels import triton_report, triton_work
+from lmn.kernels.triton_tuned import Choice
+
+_COMPILE = """
+import json
+from lmn.kernels import triton_report
+cases = {case.operation: case for case in triton_report.cases()}  # the last of each
+found = []
+for case in cases.values():
+    for target, gpu in triton_report.TARGETS.items():
+        choice = case.launch.tuned.fitting(case.launch.arguments, gpu.backend)[0]
+        made = triton_report.compiled(case.launch, choice, target)
+        found.append([case.operation, target, made.spills, made.fits, made.matrix, made.registers])
+print(json.dumps(found))
+"""
+
+
+def test_kernels_compile_for_four_targets_without_spills() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", _COMPILE], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [row[1] for row in found] == ["sm_80", "sm_90", "sm_100", "gfx942"] * 5
+    assert all(spills == 0 and fits and registers > 0 for _, _, spills, fits, _, registers in found)
+    of_products = {target: set(matrix) for operation, target, _, _, matrix, _ in found if operation == "products"}
+    assert of_products == {"sm_80": {"HMMA"}, "sm_90": {"HMMA"}, "sm_100": {"HMMA"}, "gfx942": {"MFMA"}}
+
+
+# ---- which configuration ----------------------------------------------------------------------------------------------------
+
+
+def test_every_case_of_the_report_launches_one_kernel_that_fits_somewhere() -> None:
+    cases = list(triton_report.cases(thorough=True))
+    assert len({(case.operation, case.label) for case in cases}) == len(cases)
+    for case in cases:
+        launch = case.launch
+        for backend in ("cuda", "hip"):
+            assert launch.tuned.fitting(launch.arguments, backend)
+        assert set(launch.arguments) | set(launch.tuned.choices[0].tile) == set(launch.tuned.kernel.arg_names)
+
+
+def test_warps_of_amd_are_twice_as_wide() -> None:
+    choice = Choice({"ROWS": 16}, warps=8, stages=2, roomy=True)
+    assert choice.options("cuda") == {"num_warps": 8, "num_stages": 2, "maxnreg": 255}
+    assert choice.options("hip") == {"num_warps": 4, "num_stages": 2, "waves_per_eu": 1}
+    assert choice.config("cuda").all_kwargs() == {"ROWS": 16, **choice.options("cuda"), "num_ctas": 1}
+    assert choice.config("hip").all_kwargs() == {"ROWS": 16, **choice.options("hip"), "num_ctas": 1}
+
+
+def test_the_modelled_time_of_the_papers_tail() -> None:
+    """Less than 5 ms on an H100, of 768 samples."""
+    (h100,) = (gpu for gpu in triton_work.RATES if gpu.name == "H100 SXM")
+    seconds, bound = triton_work.connectivity(768, (100,), 31).seconds(h100)
+    assert 1e-4 < seconds < 5e-3
+    assert bound == "instructions"
