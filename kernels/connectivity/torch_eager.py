@@ -126,11 +126,12 @@ class _Runner:
         self._t = t.to(h.dtype)
         self._moments = torch.stack([torch.ones_like(t), t - 0.5]).to(h.dtype)  # (2, m - 2)
         self._ones = torch.ones_like(self._t)
-        self._samples_a_call = problem.batch * (_SINGLES_A_DOUBLE if h.dtype == torch.float32 else 1)
+        on_cpu = h.device.type == "cpu"
+        singles = _SINGLES_A_DOUBLE if on_cpu else 2
+        self._samples_a_call = problem.batch * (singles if h.dtype == torch.float32 else 1)
         self._y = torch.cat([problem.tail(part.clone()) for part in h.split(problem.batch)])
         self._scale = _extreme(self._y)
         steps = (m - 2) * h.element_size()
-        on_cpu = h.device.type == "cpu"
         most = max(1, (_SUMS_BYTES if on_cpu else _SUMS_BYTES_ON_GPU) // ((2 * steps + _BYTES_AN_OUTPUT) * n_out))
         self._chunk = min(most, self._pairs_of(steps * problem.widest))
         self.pairs_a_batch = self._chunk * min(_MOST_CHUNKS, most // self._chunk)
