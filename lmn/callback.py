@@ -17,7 +17,7 @@ from torch import nn
 from lmn.errors import LmnError
 from lmn.grid import as_grid
 from lmn.journal import Row, plain
-from lmn.kept import Kept
+from lmn.kept import SETTINGS, Kept
 from lmn.loggers import log_of, named, prefix_of
 from lmn.measure import measure
 from lmn.measurement import Measurement, is_measured
@@ -31,6 +31,7 @@ from lmn.submodules import unwrapped
 if TYPE_CHECKING:
     from lmn.history import History
 
+_RESERVED = {"step", "wall_time", "error", "notes", *SETTINGS}
 _OPTIONS = ("backend", "m", "max_points", "seed", "max_regions", "threads", "connectivity")
 
 
@@ -64,9 +65,9 @@ class Callback:
     name : str, optional
         Of one of several callbacks in a training: its keys are ``lmn/<callback>/<name>``.
     asynchronous : bool
-        Measure a copy of the model in another thread while the training goes on: at most one at a time; what is due meanwhile
-        is measured as soon as that one is done, at the step of then. The first is not, to see what the model is; a model that
-        draws random numbers in evaluation mode is always waited for.
+        Measure a copy of the model, which takes its memory again, in another thread while the training goes on: at most one at
+        a time; what is due meanwhile is measured as soon as that one is done, at the step of then. The first is not, to see
+        what the model is; a model that draws random numbers in evaluation mode, or can't be copied, is always waited for.
     strict : bool
         Let a measurement's errors stop the training. By default they are recorded (column ``error``), and warned of once; but
         for an LmnError of the first measurement of all, which is about what was asked for.
@@ -178,7 +179,7 @@ class Callback:
         while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):  # of Accelerate
             optimizer = optimizer.optimizer  # type: ignore[attr-defined]
         self._check_open()
-        self._step = _steps_of(optimizer) if step is None else _whole(step)
+        self._step = _steps_of(optimizer, 0) if step is None else _whole(step)
         hook: Callable[..., None] = self._after_step
         if "torch._dynamo" in sys.modules:  # which would trace it in a step that is compiled; seconds to import
             hook = torch._dynamo.disable(hook)
@@ -187,7 +188,11 @@ class Callback:
             optimizer.register_step_post_hook(hook),
             optimizer.register_load_state_dict_post_hook(self._after_loading),
         )
-        self(model, self._step)
+        try:
+            self(model, self._step)
+        except BaseException:
+            self.detach()
+            raise
         return self
 
     def detach(self) -> None:
@@ -203,7 +208,7 @@ class Callback:
             self(self._attached[0], self._step)
 
     def _after_loading(self, optimizer: torch.optim.Optimizer) -> None:
-        self._step = _steps_of(optimizer)
+        self._step = _steps_of(optimizer, self._step)
 
     def close(self, model: nn.Module | None = None, step: int | None = None, **extra: Any) -> None:
         """Wait for what is in flight, measure the last step, if it was not, and let go of the file and the optimizer.
@@ -223,9 +228,9 @@ class Callback:
         self.detach()
         if not self._is_mine():
             return
-        if self._process is None and model is not None:
-            self._begin()
         try:
+            if self._process is None and model is not None:
+                self._begin()
             self._finish()
             is_new = step is not None and step > self._schedule.reached
             if model is not None and step is not None and is_new and self._schedule.is_due(step, at_end=True):
@@ -235,6 +240,8 @@ class Callback:
                 self._pool.shutdown()
                 self._pool = None
             self._closed = True
+            self._snapshot.forget()
+            self._schedule.stop()
             self._kept.close()
 
     def _begin(self) -> None:
@@ -287,8 +294,9 @@ class Callback:
         schedule, rows = self._schedule, self.rows
         n, failed = len(rows), sum("error" in row for row in rows)
         how = f"every {schedule.every} steps" if schedule.every is not None else f"at most {schedule.share:.0%} of the time"
+        how += ", in another thread" if self._asynchronous and self._beside is not False else ""
         return (
-            f"{n} measurement{'' if n == 1 else 's'}, {how}{', in another thread' if self._asynchronous else ''}: "
+            f"{n} measurement{'' if n == 1 else 's'}, {how}: "
             f"{schedule.spent:.2f} s of {schedule.elapsed:.2f} s ({schedule.share_so_far:.1%})"
             + (f"; {failed} failed" if failed else "")
         )
@@ -334,8 +342,9 @@ class Callback:
         """A copy; the model itself, which is then waited for, where it can't be copied."""
         try:
             return self._snapshot.of(model)
-        except Exception:
+        except Exception as error:
             self._beside = False
+            warnings.warn(f"the model can't be copied ({error}): measurements are waited for.", stacklevel=2)
             return model
 
     def _run(self, model: nn.Module, row: Row, others: Row, spent: float, *, beside: bool) -> Row:
@@ -406,8 +415,8 @@ class Callback:
 
 
 def _with_others(row: Row, others: Row) -> Row:
-    """A row with other numbers: those of a name that it has itself get an underscore."""
-    return row | {f"{name}_" if name in row or name == "error" else name: value for name, value in others.items()}
+    """A row with other numbers: those of a name that a measurement has itself get an underscore."""
+    return row | {f"{name}_" if name in _RESERVED or is_measured(name) else name: value for name, value in others.items()}
 
 
 def _whole(step: Any) -> int:
@@ -424,7 +433,7 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"  # of what torchrun started, before the processes know each other
 
 
-def _steps_of(optimizer: torch.optim.Optimizer) -> int:
-    """How many steps an optimizer has taken, by its state."""
+def _steps_of(optimizer: torch.optim.Optimizer, otherwise: int) -> int:
+    """How many steps an optimizer has taken, by its state, if that has them."""
     steps = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
-    return max(steps, default=0)
+    return max(steps, default=otherwise)

@@ -129,7 +129,7 @@ class Follower:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path, self.rows = Path(path), list[Row]()
-        self._read = 0  # bytes
+        self._read, self._file = 0, (0, 0)  # bytes, of which file
 
     def update(self) -> bool:
         """Read on, and tell whether there was something.
@@ -139,10 +139,13 @@ class Follower:
         LmnError
             As of ``read``.
         """
-        size = self.path.stat().st_size if self.path.exists() else 0
-        if size < self._read:  # another file
-            self.rows, self._read = [], 0
-        if size == self._read:
+        try:
+            now = self.path.stat()
+        except FileNotFoundError:
+            return False
+        if (now.st_dev, now.st_ino) != self._file or now.st_size < self._read:  # another file
+            self.rows, self._read, self._file = [], 0, (now.st_dev, now.st_ino)
+        if now.st_size == self._read:
             return False
         new, self._read = _rows_of(self.path, self._read, len(self.rows))
         self.rows += new

@@ -42,8 +42,8 @@ class Kept:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, strict: bool) -> None:
-        self._path, self._strict = path, strict
-        self._rows: list[Row] = [] if path is None else look(path)
+        self._path, self._strict = None if path is None else os.path.abspath(path), strict
+        self._rows: list[Row] = [] if self._path is None else look(self._path)
         self._lock = threading.Lock()
         self._journal: Journal | None = None
         self._unwritten: list[Row] = []
@@ -66,7 +66,7 @@ class Kept:
 
     @property
     def name(self) -> str:
-        return "this callback" if self._path is None else os.fspath(self._path)
+        return "this callback" if self._path is None else self._path
 
     def open(self) -> None:
         """Begin to write.
@@ -78,14 +78,18 @@ class Kept:
         """
         if self._path is not None:
             self._journal = Journal(self._path)
-            self._rows = self._journal.rows
-            self._look_back()
+            if self._journal.rows:
+                self._rows = self._journal.rows
+                self._look_back()
+            for row in [] if self._journal.rows else self._rows:  # that were recalled
+                self._journal.append(row)
         self.is_open = True
 
     def recall(self, rows: Sequence[Row]) -> None:
         """Go on after the rows of an earlier run, unless the file has them."""
         if not self._rows:
-            self._rows = list(rows)
+            # A frame has NaN where a row has nothing.
+            self._rows = [{name: value for name, value in row.items() if value is not None and value == value} for row in rows]  # noqa: PLR0124
             self._look_back()
 
     @property

@@ -18,7 +18,8 @@ from lmn.plots import matplotlib_pyplot
 
 # What the numbers of a measurement are called that may change from one of a training to the next.
 _NUMBERS = re.compile(
-    "lmn|nonlinear_complexity|n_redone|elapsed|(exact|observed)_regions.*|jacobian_.*|(effective_)?linear_maps|local_complexity.*"
+    r"lmn|nonlinear_complexity|n_redone|elapsed|(exact|observed)_regions(_after_layer_\d+|_coverage|_lower_bound|_limited_by_points)?"
+    r"|jacobian_((largest_)?spectral_norm|frobenius_norm|effective_rank)|(effective_)?linear_maps|local_complexity(_layer_\d+)?"
 )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmn.errors import LmnError
+from lmn.submodules import has_original_forward, is_compiled
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def _preserved(model: nn.Module, habits: Habits) -> Iterator[Callable[[Habits], 
                 model.eval()  # which keeps a mode of its own
             for module in modules:
                 module.training = False
+                _uncompile(module)
             yield learn
         finally:
             for module, saved, flag in zip(modules, attributes, training, strict=True):
@@ -118,6 +120,20 @@ def _preserved(model: nn.Module, habits: Habits) -> Iterator[Callable[[Habits], 
                 generators.restore()
     if known.writes and not copies:
         _check_unwritten(model, versions)
+
+
+def _uncompile(module: nn.Module) -> None:
+    """Have a module run as it is written, and not as torch.compile made it, nor under Accelerate's autocast.
+
+    Compiled code that is run under a mode of torch's dispatcher is marked as not to be compiled, for good.
+    """
+    own = vars(module)
+    if own.get("_compiled_call_impl") is not None:
+        own["_compiled_call_impl"] = None
+    if is_compiled(module):
+        own["forward"] = own["_modules"]["_orig_mod"].__call__
+    if has_original_forward(module):
+        own.pop("forward", None)
 
 
 def _copies(model: nn.Module) -> list[tuple[Tensor, Tensor]]:

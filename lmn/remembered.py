@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmn.preserve import Habits
+from lmn.submodules import has_original_forward, is_compiled
 
 _MOST_KEPT = 8  # graphs of one model: for as many taps, selections and sizes
 _DEEPEST = 6
@@ -132,25 +133,52 @@ def looks(model: nn.Module, tap: str | None, select: Any, samples: Tensor) -> Ha
 
 def modules_of(model: nn.Module) -> Hashable:
     """What must be the same for a model to be the same up to the values of its parameters and buffers; None as above."""
+    first: dict[int, int] = {}  # of tensors, by which it is known which are shared
     try:
-        return tuple(_module(name, module) for name, module in model.named_modules(remove_duplicate=False))
+        return tuple(_module(name, module, first) for name, module in model.named_modules(remove_duplicate=False))
     except _NotComparable:
         return None
+
+
+def has_plain_tensors(looks: Hashable) -> bool:
+    """Whether a model has tensors that are neither parameters nor buffers, by what ``modules_of`` says of it."""
+    return isinstance(looks, _Held) or (isinstance(looks, tuple | frozenset) and any(map(has_plain_tensors, looks)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A tensor that is the same only as itself; held, so that no other gets its identity."""
+
+    tensor: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and other.tensor is self.tensor
+
+    def __hash__(self) -> int:
+        return id(self.tensor)
 
 
 _TENSORS = ("_parameters", "_buffers")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # What torch keeps in every module besides.
-_IGNORED = {*vars(nn.Module()), *_TENSORS}
+_IGNORED = {*vars(nn.Module()), *_TENSORS, "_compiled_call_impl", "_flat_weights", "_flat_weight_refs"}
 
 
-def _module(name: str, module: nn.Module) -> Hashable:
+def _module(name: str, module: nn.Module, first: dict[int, int]) -> Hashable:
     attributes = vars(module)
+    if is_compiled(module):  # which is run as it is written
+        return name, id(module), type(module)
     hooked = any(attributes.get(hooks) for hooks in _HOOKS)
     if hooked or isinstance(module, torch.jit.ScriptModule):
         raise _NotComparable
-    tensors = [(key, t.shape, t.dtype, t.device) for kept in _TENSORS for key, t in attributes[kept].items() if t is not None]
-    plain = [(key, _value(value, 0)) for key, value in attributes.items() if key not in _IGNORED]
+    tensors = [
+        (kept, key, t.shape, t.dtype, t.device, first.setdefault(id(t), len(first)))
+        for kept in _TENSORS
+        for key, t in attributes[kept].items()
+        if t is not None
+    ]
+    ignored = _IGNORED | ({"forward", "_original_forward"} if has_original_forward(module) else set())
+    plain = [(key, _value(value, 0)) for key, value in attributes.items() if key not in ignored]
     return name, id(module), type(module), id(type(module).forward), tuple(tensors), tuple(plain)
 
 
@@ -185,13 +213,16 @@ def _value(value: Any, depth: int) -> Hashable:
     if isinstance(value, set | frozenset):
         return type(value), frozenset(_value(item, depth + 1) for item in value)
     if isinstance(value, Tensor):
-        return type(value), id(value), value._version if not value.is_inference() else -1, value.shape, value.dtype
+        return type(value), _Held(value), value._version if not value.is_inference() else -1, value.shape, value.dtype
     if isinstance(value, np.ndarray):
         return type(value), value.shape, value.dtype.str, value.tobytes()
     if isinstance(value, FunctionType):
         cells = tuple(_value(cell.cell_contents, depth + 1) for cell in value.__closure__ or ())
         defaults = _value((value.__defaults__, value.__kwdefaults__), depth + 1)
         return value.__code__, value.__module__, cells, defaults
+    if isinstance(value, MethodType):
+        owner = value.__self__  # of a module the identity: what it looks like is compared where it is in the model
+        return value.__func__, id(owner) if isinstance(owner, nn.Module) else _value(owner, depth + 1)
     if isinstance(value, partial):
         return type(value), _value((value.func, value.args, value.keywords), depth + 1)
     if isinstance(value, nn.Module) or not hasattr(value, "__dict__") or hasattr(type(value), "__slots__"):

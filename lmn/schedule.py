@@ -33,6 +33,7 @@ class Schedule:
     last: float = 0.0
     reached: int = -1
     began: float = field(default_factory=lambda: time.perf_counter())
+    ended: float | None = None
 
     @classmethod
     def of(cls, every: Any, overhead: Any) -> Schedule:
@@ -60,9 +61,13 @@ class Schedule:
         self.spent += seconds
         self.last = seconds
 
+    def stop(self) -> None:
+        """Count no more time."""
+        self.ended = self.ended or time.perf_counter()
+
     @property
     def elapsed(self) -> float:
-        return time.perf_counter() - self.began
+        return (self.ended or time.perf_counter()) - self.began
 
     @property
     def share_so_far(self) -> float:

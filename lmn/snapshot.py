@@ -8,7 +8,7 @@ from collections.abc import Hashable
 import torch
 from torch import nn
 
-from lmn.remembered import modules_of
+from lmn.remembered import has_plain_tensors, modules_of
 
 
 class Snapshot:
@@ -26,12 +26,26 @@ class Snapshot:
         Exception
             Whatever a model that can't be copied raises.
         """
-        looks = modules_of(model)
-        if self._copy is None or looks is None or looks != self._looks:
-            self._copy, self._looks = copy.deepcopy(model), looks
+        with torch.inference_mode(False), torch.no_grad():
+            looks = modules_of(model)
+            # Plain tensors are copied anew: they may share memory with parameters.
+            updated = looks is not None and looks == self._looks and not has_plain_tensors(looks) and self._updated(model)
+            if not updated or self._copy is None:
+                self._copy, self._looks = copy.deepcopy(model), looks
             return self._copy
-        with torch.no_grad():
+
+    def _updated(self, model: nn.Module) -> bool:
+        """Bring the copy's parameters and buffers up to date, if that can be done in place."""
+        if self._copy is None:
+            return False
+        try:
             for new, old in ((self._copy.parameters(), model.parameters()), (self._copy.buffers(), model.buffers())):
                 for kept, now in zip(new, old, strict=True):
                     kept.copy_(now)
-        return self._copy
+        except (RuntimeError, ValueError):  # of tensors whose elements share memory, say
+            return False
+        return True
+
+    def forget(self) -> None:
+        """Let go of the copy."""
+        self._copy = self._looks = None

@@ -27,6 +27,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether it is what torch.compile makes of a module."""
+    return "_orig_mod" in module._modules
+
+
+def has_original_forward(module: nn.Module) -> bool:
+    """Whether Accelerate has wrapped its forward pass, which is the one of its class."""
+    original = vars(module).get("_original_forward")
+    return getattr(original, "__func__", None) is type(module).forward
+
+
 def submodule(model: nn.Module, tap: str | None) -> nn.Module | None:
     """The submodule of a name, by the model's own names or by those inside its wrappers."""
     if tap is None:

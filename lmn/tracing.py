@@ -90,6 +90,7 @@ def traced_by_running(tail: Callable[[Tensor], Tensor], samples: Tensor, root: n
     """
 
     def run(h: Tensor) -> Tensor:  # the tracer takes a method's `self` for an input
+        _mark_of_this_thread()
         return tail(h)
 
     tracer = make_fx(run, tracing_mode="symbolic", pre_dispatch=True, _allow_non_fake_inputs=True)
@@ -116,6 +117,11 @@ class _InThread:
         return get_ident() == self._thread
 
 
+def _mark_of_this_thread() -> None:
+    """Called when a trace has begun; what the mark was before comes back after it."""
+    setattr(_symbolic_trace, "_is_fx_tracing_flag", _InThread(get_ident()))  # noqa: B010 - a bool, to mypy
+
+
 class _Tracer(fx.Tracer):
     """Notes the node that the tap's output is, and goes into any module that the tap is inside of."""
 
@@ -125,7 +131,7 @@ class _Tracer(fx.Tracer):
         self.taps: list[fx.Node] = []
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
-        setattr(_symbolic_trace, "_is_fx_tracing_flag", _InThread(self._thread))  # noqa: B010 - a bool; it comes back after the trace
+        _mark_of_this_thread()
         return super().create_args_for_root(*args, **kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:

@@ -191,6 +191,35 @@ def test_a_callback_can_be_copied_before_it_measures(copied: Callable[[lmn.Callb
     assert [row["step"] for row in journal.read(path)] == [0]
 
 
+def test_a_step_that_was_given_stays_when_a_state_has_none() -> None:
+    model, _ = built()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with lmn.Callback(data()[0], every=5, **OPTIONS).attach(model, optimizer, step=1000) as callback:
+        optimizer.load_state_dict(optimizer.state_dict())
+        train(model, optimizer, 6)
+    assert callback.history["step"].tolist() == [1000, 1005, 1006]
+
+
+def test_an_attach_that_fails_leaves_no_hook(tmp_path: Path) -> None:
+    model, optimizer = built()
+    with lmn.Callback(data()[0], path=tmp_path / "history.jsonl", **OPTIONS) as one:
+        one(model, 0)
+        other = lmn.Callback(data()[0], path=tmp_path / "history.jsonl", **OPTIONS)
+        with pytest.raises(lmn.LmnError, match="another callback writes to"):
+            other.attach(model, optimizer)
+        train(model, optimizer, 2)
+        other.close()
+
+
+def test_time_stops_when_it_is_closed() -> None:
+    callback = lmn.Callback(data()[0], **OPTIONS)
+    callback(built()[0], 0)
+    callback.close()
+    said = str(callback)
+    time.sleep(0.02)
+    assert str(callback) == said
+
+
 def test_a_callback_that_is_closed_says_so() -> None:
     model, optimizer = built()
     with lmn.Callback(data()[0], **OPTIONS).attach(model, optimizer) as callback:
@@ -324,11 +353,64 @@ def test_a_model_is_copied_once_and_its_weights_each_time(monkeypatch: pytest.Mo
     assert len(made) == 2
 
 
+class Tempered(nn.Module):
+    """Has a plain tensor, and one that shares a parameter's memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.temperature, self.shared = torch.tensor(1.0), self.first.bias.data
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x) / self.temperature + self.shared))
+
+
+def retie(model: nn.Module) -> None:
+    model.second.weight = nn.Parameter(model.second.weight.detach() * 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model, "temperature", torch.tensor(float(model.temperature) + 0.5)),
+        lambda model: model.shared.add_(0.3),
+        lambda model: model.register_buffer("size", torch.ones(1).expand(4)),
+        retie,
+    ],
+    ids=["another tensor", "shared memory", "elements that share memory", "another parameter"],
+)
+def test_copies_are_of_the_model_as_it_is(change: Callable[[nn.Module], object]) -> None:
+    model, x = Tempered(), data()[0]
+    callback = lmn.Callback(x, every=1, asynchronous=True, threads=1, **OPTIONS)
+    for step in range(5):
+        callback(model, step)
+        callback._finish()
+        assert callback.rows[step]["lmn"] == lmn.measure(model, x, threads=1, progress=False, **OPTIONS).lmn
+        change(model) if step == 0 or not hasattr(model, "size") else None
+    assert callback._beside
+    callback.close()
+    assert callback._snapshot._copy is None
+
+
+def test_in_inference_mode() -> None:
+    callback, model = lmn.Callback(data()[0], every=1, asynchronous=True, **OPTIONS), built()[0]
+    with torch.inference_mode():
+        for step in range(3):
+            callback(model, step)
+            callback._finish()
+    assert all("error" not in row for row in callback.rows)
+
+
 def test_models_that_can_not_be_copied_are_waited_for() -> None:
     model, optimizer = built()
     model.lock = threading.Lock()  # type: ignore[assignment]
-    with lmn.Callback(data()[0], every=5, asynchronous=True, **OPTIONS).attach(model, optimizer) as callback:
+    with (
+        pytest.warns(UserWarning, match="the model can't be copied .*: measurements are waited for"),
+        lmn.Callback(data()[0], every=5, asynchronous=True, **OPTIONS).attach(model, optimizer) as callback,
+    ):
         train(model, optimizer, 10)
+    assert "in another thread" not in str(callback)
     assert callback.history["step"].tolist() == [0, 5, 10]
     assert callback.history["lmn"].notna().all()
 

@@ -124,14 +124,15 @@ def test_processes_that_are_forked_do_not_keep_the_file(tmp_path: Path) -> None:
 
 def test_what_a_row_has_itself_is_not_overridden(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
-    own = {"step": 0.5, "lmn": 7.0, "error": 0.25, "loss": 1.0}
+    own = {"step": 0.5, "lmn": 7.0, "error": 0.25, "notes": 2.0, "linear_maps": 3.0, "jacobian_penalty": 4.0, "loss": 1.0}
     callback = lmn.Callback(data()[0], path=path, extra=lambda: own, **OPTIONS)
     callback(built()[0], np.int64(200))  # type: ignore[arg-type]
     callback.close()
     (row,) = journal.read(path)
     assert row["step"] == 200
     assert row["lmn"] != 7
-    assert [row[name] for name in ("step_", "lmn_", "error_", "loss")] == [0.5, 7.0, 0.25, 1.0]
+    names = ("step_", "lmn_", "error_", "notes_", "linear_maps_", "jacobian_penalty", "loss")
+    assert [row[name] for name in names] == list(own.values())
 
 
 def test_a_second_training_in_one_file_is_told_of(tmp_path: Path) -> None:
@@ -163,6 +164,31 @@ def test_measurements_that_do_not_compare_with_those_before_are_told_of(
                 callback(built()[0], 2 * step)
                 callback(built()[0], 2 * step + 1)
             assert [said in str(each.message) for each in told] == [True] * (step == 2)
+
+
+def test_rows_that_were_recalled_are_in_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    with lmn.Callback(data()[0], every=2, **OPTIONS) as before:
+        before(built()[0], 0)
+        before(built()[0], 2)
+    callback = lmn.Callback(data()[0], every=2, path=path, **OPTIONS)
+    callback.recall(before.history.to_dict("records"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step in (2, 4):
+            callback(built()[0], step)
+    callback.close()
+    assert [row["step"] for row in journal.read(path)] == [row["step"] for row in callback.rows] == [0, 2, 4]
+
+
+def test_a_relative_path_is_of_where_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    callback = lmn.Callback(data()[0], path="history.jsonl", **OPTIONS)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    callback(built()[0], 0)
+    callback.close()
+    assert [row["step"] for row in journal.read(tmp_path / "history.jsonl")] == [0]
 
 
 def test_a_full_disk_loses_nothing_that_fits_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,9 +202,11 @@ def test_rows_are_read_as_they_come(tmp_path: Path) -> None:
         assert file.update() == (n > before)
         assert [row["step"] for row in file.rows] == list(range(n))
         before = n
-    path.write_text('{"step": 7}\n')  # another run
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(f'{{"step": {step}}}\n' for step in range(7, 17)))
+    other.replace(path)  # another run
     assert file.update()
-    assert [row["step"] for row in file.rows] == [7]
+    assert [row["step"] for row in file.rows] == list(range(7, 17))
 
 
 def shown(width: int, height: int) -> list[str]:

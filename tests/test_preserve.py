@@ -307,6 +307,59 @@ def test_tracing_does_not_disturb_what_other_threads_run() -> None:
     assert len(measured) == 40
 
 
+class RunsCompiled(nn.Module):
+    """Has another thread run a model that was compiled before, while it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.others = nn.Linear(4, 2), list[Tensor]()
+        other = nn.Linear(4, 2)
+        self.run = [torch.compile(other, backend="eager")]  # no submodule
+        self.run[0](torch.zeros(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as other:
+            self.others.append(other.submit(self.run[0], torch.zeros(3, 4)).result())
+        return self.layer(x)
+
+
+def test_compiled_models_run_in_other_threads_during_a_trace_by_running() -> None:
+    model = RunsCompiled()
+    traced_by_running(model, torch.randn(6, 4), model)
+    assert len(model.others) == 1
+
+
+@pytest.mark.parametrize("compiled", ["the model, in place", "a submodule", "a submodule, in place"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_is_compiled_stays_compiled(compiled: str, asynchronous: bool) -> None:
+    """It is measured as it is written: compiled code that a mode of the dispatcher saw would run eagerly ever after."""
+    torch._dynamo.reset()
+    ran = [0]
+
+    def backend(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        return lambda *args: (ran.__setitem__(0, ran[0] + 1), graph.forward(*args))[1]
+
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.Tanh(), nn.Linear(8, 2))), torch.randn(9, 4)
+    expected = lmn.measure(model, x, metrics=("lmn",), progress=False)
+    if compiled == "the model, in place":
+        model.compile(backend=backend)
+    elif compiled == "a submodule":
+        model[1] = torch.compile(model[1], backend=backend)  # type: ignore[assignment]
+    else:
+        model[1].compile(backend=backend)
+    callback = lmn.Callback(x, every=1, metrics=("lmn",), asynchronous=asynchronous)
+    for step in range(3):
+        callback(model, step)
+        callback._finish()
+        ran[0] = 0
+        model(x)
+        assert ran[0] == 1
+    callback.close()
+    assert callback.last is not None
+    assert (callback.last.lmn, callback.last.path) == (expected.lmn, "chain")
+    assert all("error" not in row for row in callback.rows)
+
+
 class SeesLock(nn.Module):
     """Asks, while it is traced, whether another thread could compile now."""
 

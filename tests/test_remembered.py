@@ -242,6 +242,50 @@ def test_a_plain_tensor_of_such_a_model_is_seen_to_change(change: Callable[[Tens
     assert torch.equal(after, fresh(model))
 
 
+def test_parameters_that_are_shared_no_more_are_seen() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    measured(model)
+    model[2].weight = nn.Parameter(2 * model[0].weight.detach().clone())
+    torch.testing.assert_close(measured(model), fresh(model))
+    lmn.measure(model, X, metrics=("lmn",), progress=False)
+
+
+class ByMethod(nn.Module):
+    """Calls a method that an attribute has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.act = nn.Linear(4, 3), self.soft
+
+    def soft(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    def hard(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.linear(x))
+
+
+def test_methods_are_told_apart() -> None:
+    model = ByMethod()
+    measured(model)
+    model.act = model.hard
+    torch.testing.assert_close(measured(model), lmn.jacobians(nn.Sequential(model.linear, nn.ReLU()), X, progress=False))
+
+
+def test_a_recurrent_network_is_traced_once(tracings: list[int]) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Unflatten(1, (1, 3)), nn.GRU(3, 2, batch_first=True))
+    for _ in range(2):
+        lmn.measure(model, X, metrics=("lmn",), m=4, select=lambda out: out[0].flatten(1), progress=False)
+        with torch.no_grad():
+            model[2].weight_hh_l0.add_(0.1)
+    first = len(tracings)
+    lmn.measure(model, X, metrics=("lmn",), m=4, select=lambda out: out[0].flatten(1), progress=False)
+    assert len(tracings) == first
+
+
 def test_selections_are_told_apart() -> None:
     model = Scaled()
     columns = [measured(model, select=lambda out: out[:, :1]), measured(model, select=lambda out: out[:, 1:])]
