@@ -35,7 +35,7 @@ def is_compiled(module: nn.Module) -> bool:
 def has_original_forward(module: nn.Module) -> bool:
     """Whether Accelerate has wrapped its forward pass, which is the one of its class."""
     original = vars(module).get("_original_forward")
-    return getattr(original, "__func__", None) is type(module).forward
+    return original is not None and getattr(original, "__func__", None) is type(module).forward
 
 
 def submodule(model: nn.Module, tap: str | None) -> nn.Module | None:

@@ -4,9 +4,10 @@ import copy
 import random
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -308,18 +309,18 @@ def test_tracing_does_not_disturb_what_other_threads_run() -> None:
 
 
 class RunsCompiled(nn.Module):
-    """Has another thread run a model that was compiled before, while it is traced."""
+    """Has another thread run a model that was compiled before, while it is traced; that may wait for the trace's end."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.others = nn.Linear(4, 2), list[Tensor]()
+        self.layer, self.pool, self.others = nn.Linear(4, 2), [ThreadPoolExecutor(1)], list[Future[Tensor]]()
         other = nn.Linear(4, 2)
         self.run = [torch.compile(other, backend="eager")]  # no submodule
         self.run[0](torch.zeros(3, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        with ThreadPoolExecutor(1) as other:
-            self.others.append(other.submit(self.run[0], torch.zeros(3, 4)).result())
+        self.others.append(self.pool[0].submit(self.run[0], torch.zeros(3, 4)))
+        time.sleep(0.2)
         return self.layer(x)
 
 
@@ -327,6 +328,7 @@ def test_compiled_models_run_in_other_threads_during_a_trace_by_running() -> Non
     model = RunsCompiled()
     traced_by_running(model, torch.randn(6, 4), model)
     assert len(model.others) == 1
+    assert model.others[0].result(timeout=20).shape == (3, 2)
 
 
 @pytest.mark.parametrize("compiled", ["the model, in place", "a submodule", "a submodule, in place"])

@@ -275,17 +275,6 @@ def test_methods_are_told_apart() -> None:
     torch.testing.assert_close(measured(model), lmn.jacobians(nn.Sequential(model.linear, nn.ReLU()), X, progress=False))
 
 
-def test_a_recurrent_network_is_traced_once(tracings: list[int]) -> None:
-    model = nn.Sequential(nn.Linear(4, 3), nn.Unflatten(1, (1, 3)), nn.GRU(3, 2, batch_first=True))
-    for _ in range(2):
-        lmn.measure(model, X, metrics=("lmn",), m=4, select=lambda out: out[0].flatten(1), progress=False)
-        with torch.no_grad():
-            model[2].weight_hh_l0.add_(0.1)
-    first = len(tracings)
-    lmn.measure(model, X, metrics=("lmn",), m=4, select=lambda out: out[0].flatten(1), progress=False)
-    assert len(tracings) == first
-
-
 def test_selections_are_told_apart() -> None:
     model = Scaled()
     columns = [measured(model, select=lambda out: out[:, :1]), measured(model, select=lambda out: out[:, 1:])]

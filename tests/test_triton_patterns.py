@@ -90,7 +90,7 @@ def test_words_that_are_full(size: int) -> None:
     ],
     ids=lambda grid: grid.kind,
 )
-@pytest.mark.parametrize("widths", [NARROW, WIDE], ids=["narrow", "wide"])
+@pytest.mark.parametrize("widths", [NARROW, WIDE, (3, 70, 2)], ids=["narrow", "wide", "one layer"])
 def test_regular_grids(grid: Any, widths: tuple[int, ...]) -> None:
     check(mlp(widths), grid)
 

@@ -147,7 +147,7 @@ class _Wide:
     def __init__(self, problem: Problem, chain: Chain, breakpoints: list[np.ndarray]) -> None:
         self._problem, self._chain, self._breakpoints = problem, chain, breakpoints
         self.n_words = Layout.of(problem.program).n_words + problem.edges_apart
-        widest = max(*([chain.n_in] if problem.lattice is None else []), *chain.units)
+        widest = max([*([chain.n_in] if problem.lattice is None else []), *chain.units])
         self.most = min(_POINTS_A_CALL, max(1, _SAMPLE_BYTES // (4 * widest)))
 
     @cached_property
