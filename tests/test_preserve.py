@@ -341,14 +341,22 @@ def test_what_is_compiled_stays_compiled(compiled: str, asynchronous: bool) -> N
     def backend(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
         return lambda *args: (ran.__setitem__(0, ran[0] + 1), graph.forward(*args))[1]
 
-    model, x = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.Tanh(), nn.Linear(8, 2))), torch.randn(9, 4)
+    class Pair(nn.Module):  # in place, torch.compile leaves torch's own modules as they are
+        def __init__(self, *modules: nn.Module) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(modules)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts[1](self.parts[0](x))
+
+    model, x = Pair(nn.Linear(4, 8), Pair(nn.Tanh(), nn.Linear(8, 2))), torch.randn(9, 4)
     expected = lmn.measure(model, x, metrics=("lmn",), progress=False)
     if compiled == "the model, in place":
         model.compile(backend=backend)
     elif compiled == "a submodule":
-        model[1] = torch.compile(model[1], backend=backend)  # type: ignore[assignment]
+        model.parts[1] = torch.compile(model.parts[1], backend=backend)  # type: ignore[assignment]
     else:
-        model[1].compile(backend=backend)
+        model.parts[1].compile(backend=backend)
     callback = lmn.Callback(x, every=1, metrics=("lmn",), asynchronous=asynchronous)
     for step in range(3):
         callback(model, step)
