@@ -159,7 +159,7 @@ class MapSource:
         """Which map each point has, (n_points,), whole numbers; None: point i has map i, where it is asked for."""
         if self.regions is None:
             return self.repeated
-        return torch.from_numpy(self.regions.labels(self._counts, ends=True)).flatten()
+        return torch.from_numpy(self.regions.labels(self._counts, ends=True)).flatten().to(self.device)
 
     def at_points(self, values: Tensor) -> Tensor:
         """Of each map, (n_maps, ...), to of each point, (n_points, ...)."""
@@ -276,7 +276,7 @@ def _regions(subject: Subject, threads: int, of_domain: bool, known: Regions | N
             return None
     # Their maps are the model's derivatives unless parts of it are detached, or have derivatives of their own.
     some = spread(regions.count).numpy()
-    inputs = torch.from_numpy(regions.inputs(regions.points[some]))
+    inputs = torch.from_numpy(regions.inputs(regions.points[some])).to(subject.samples(spread(1)).device)
     for samples in (inputs, subject.like_model(inputs)):
         if samples.dtype == torch.float32 or not subject.network.single_inside:
             try:

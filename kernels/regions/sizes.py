@@ -75,13 +75,13 @@ def term_sizes(program: Program, points: Tensor, size: Tensor) -> dict[int, np.n
         if step.bend is None:
             sizes[step.target] = _after_affine(step, source_sizes, generator)
         else:
-            units = units_of(source_sizes, 1)[0].numpy()
-            found[step.target] = np.maximum(units, units_of(sources, len(points)).abs().amax(0).numpy())
-            sizes[step.target] = torch.from_numpy(_after_bend(step, units)).reshape(1, *step.shape)
+            units = units_of(source_sizes, 1)[0].cpu().numpy()
+            found[step.target] = np.maximum(units, units_of(sources, len(points)).abs().amax(0).cpu().numpy())
+            sizes[step.target] = torch.from_numpy(_after_bend(step, units)).reshape(1, *step.shape).to(points.device)
         values[step.target] = step.run([_copy(value) for value in sources], len(points))
         for slot in step.done:
             del values[slot], sizes[slot]
-    found[_OUTPUT] = units_of([sizes[program.output]], 1)[0].numpy()
+    found[_OUTPUT] = units_of([sizes[program.output]], 1)[0].cpu().numpy()
     return found
 
 
@@ -89,9 +89,9 @@ def _after_affine(step: Step, sizes: list[Value], generator: torch.Generator) ->
     def probe(size: Value) -> Value:
         if isinstance(size, tuple | list):
             return [probe(part) for part in size]
-        signs = torch.randint(0, 2, (_PROBES + 1, *size.shape[1:]), generator=generator, dtype=size.dtype) * 2 - 1
+        signs = torch.randint(0, 2, (_PROBES + 1, *size.shape[1:]), generator=generator, dtype=size.dtype, device="cpu") * 2 - 1
         signs[0] = 0
-        return signs * size
+        return signs.to(size.device) * size
 
     def size_of(out: Value) -> Value:
         if isinstance(out, tuple | list):
