@@ -1,4 +1,5 @@
-"""The Triton kernels for wide and deep chains: a layer at a time, for as many pairs as stay in the cache between two kernels.
+"""The Triton kernels for wide and deep chains: a layer at a time, for as many pairs as keep the GPU busy for longer than a
+launch takes.
 
 Deviations are (steps, pairs, units) in scratch memory: an activation's are made in place from those of its argument, an affine
 map's by a product in blocks, and at the end three sums over the steps give r². See triton_fused.py.
