@@ -27,6 +27,7 @@ from lmn.selection import Select
 from lmn.snapshot import Snapshot
 from lmn.subject import Subject
 from lmn.submodules import unwrapped
+from lmn.wording import counted
 
 if TYPE_CHECKING:
     from lmn.history import History
@@ -156,8 +157,7 @@ class Callback:
             return None
         self._check_open()
         step = _whole(step)
-        if self._process is None:
-            self._begin()
+        self._begin()
         self._collect()
         if step <= self._schedule.reached:
             self._warn_of_done(step)
@@ -229,7 +229,7 @@ class Callback:
         if not self._is_mine():
             return
         try:
-            if self._process is None and model is not None:
+            if model is not None:
                 self._begin()
             self._finish()
             is_new = step is not None and step > self._schedule.reached
@@ -245,7 +245,9 @@ class Callback:
             self._kept.close()
 
     def _begin(self) -> None:
-        """In the process that measures, which need not be the one that this was made in."""
+        """Once, in the process that measures, which need not be the one that this was made in."""
+        if self._process is not None:
+            return
         self._kept.open()
         self._schedule.began, self._schedule.reached = time.perf_counter(), self._kept.reached
         self._process = os.getpid()
@@ -292,11 +294,11 @@ class Callback:
 
     def __str__(self) -> str:
         schedule, rows = self._schedule, self.rows
-        n, failed = len(rows), sum("error" in row for row in rows)
+        failed = sum("error" in row for row in rows)
         how = f"every {schedule.every} steps" if schedule.every is not None else f"at most {schedule.share:.0%} of the time"
         how += ", in another thread" if self._asynchronous and self._beside is not False else ""
         return (
-            f"{n} measurement{'' if n == 1 else 's'}, {how}: "
+            f"{counted(len(rows), 'measurement')}, {how}: "
             f"{schedule.spent:.2f} s of {schedule.elapsed:.2f} s ({schedule.share_so_far:.1%})"
             + (f"; {failed} failed" if failed else "")
         )

@@ -14,7 +14,8 @@ from lmn.errors import LmnError, whole_number
 from lmn.kernels.distinct_maps import Maps
 from lmn.kernels.regions import tree
 from lmn.kernels.regions.problem import RELATIVE_TOLERANCE, Subdivision
-from lmn.partition import Array, LinearMaps, Regions, counted
+from lmn.partition import Array, LinearMaps, Regions
+from lmn.wording import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +214,7 @@ class ExactRegions(Regions):
     def __str__(self) -> str:
         after = ", ".join(map(str, self.count_after_each_layer))
         layers = f", after each layer {after}" if after else ""
-        return f"{counted(self.count)}, exact\n{self.domain.kind}{layers}; {self.elapsed:.2f} s"
+        return f"{counted(self.count, 'activation region')}, exact\n{self.domain.kind}{layers}; {self.elapsed:.2f} s"
 
     def __repr__(self) -> str:
         return f"ExactRegions(count={self.count}, on a {self.domain.kind})"

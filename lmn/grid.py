@@ -74,8 +74,8 @@ class RegularGrid:
 
     def at(self, indices: Tensor, like: Tensor | None = None) -> Tensor:
         """The points of these numbers; made on a GPU where they are to be on one."""
-        on_gpu = like is not None and like.device.type == "cuda"
-        rest = indices.to(like.device if on_gpu and like is not None else "cpu", torch.int64)
+        where = like.device if like is not None and like.device.type == "cuda" else "cpu"
+        rest = indices.to(where, torch.int64)
         steps = []
         for count in reversed(self.counts):
             steps.append((rest % count).double())

@@ -81,7 +81,6 @@ class Network:
         if select is not None and not callable(select):
             raise LmnError(f"select= is a function of the model's output, e.g. lambda out: out[0]; got {select!r}.")
         self._tap_module = submodule(model, self.tap)
-        self._select = select
         self._root = Root(self.model, select)
         self._casts: dict[tuple[nn.Module, torch.dtype], dict[str, Tensor]] = {}
         self._graph: TailGraph | None = None
@@ -308,8 +307,7 @@ class Network:
     def _is_as_remembered(self, known: Remembered, checked: Tensor) -> bool:
         """Take a remembered graph for the tail, if it still is it."""
         try:
-            root = Root(self.model, self._select, known.constants)
-            graph = TailGraph(root, known.graph, known.run, known.tensors)
+            graph = TailGraph(self._root.beside(known.constants), known.graph, known.run, known.tensors)
             return not why_untraceable(self.model) and self._gives_the_outputs(graph, checked, same_operations=True)
         except Exception:  # whatever has changed, a new graph will have it
             return False

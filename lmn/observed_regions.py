@@ -20,8 +20,9 @@ from lmn.kernels.patterns.bits import words_of
 from lmn.kernels.program import Program
 from lmn.kernels.regions.problem import RELATIVE_TOLERANCE
 from lmn.kernels.regions.sizes import output_terms, term_sizes
-from lmn.partition import Array, LinearMaps, Regions, counted
+from lmn.partition import Array, LinearMaps, Regions
 from lmn.subject import Subject, spread
+from lmn.wording import counted
 
 # A share of the points that have a region of their own from which a count measures the sample more than the network.
 _NEARLY_EVERY = 0.9
@@ -192,7 +193,7 @@ class ObservedRegions(Regions):
         # A regular grid's points are no independent draws, of which alone these are estimates.
         unseen = f"coverage {self.coverage:.1%}, at least {self.lower_bound:.0f} by Chao1; " if not self.regular else ""
         lines = [
-            f"{counted(self.count)} observed at {self.n_points} points",
+            f"{counted(self.count, 'activation region')} observed at {self.n_points} points",
             f"{unseen}after each layer {after}; {self.elapsed:.2f} s",
         ]
         if self.limited_by_points:

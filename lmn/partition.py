@@ -136,7 +136,3 @@ class Regions(ABC):
     @abstractmethod
     def to_dict(self) -> dict[str, float]:
         """The counts as flat floats, for loggers and data frames; ``exact`` or ``observed`` is part of the names."""
-
-
-def counted(n: int) -> str:
-    return f"{n} activation region{'' if n == 1 else 's'}"

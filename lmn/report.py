@@ -13,10 +13,12 @@ import numpy as np
 
 from lmn import __version__
 from lmn.curves import curves, numbers_of, table_of, times_of
+from lmn.domain import Array
 from lmn.errors import LmnError
 from lmn.journal import Row, read
 from lmn.plots import matplotlib_pyplot
-from lmn.watch import counted, sparkline
+from lmn.watch import sparkline
+from lmn.wording import counted
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -53,17 +55,20 @@ def report(path: Path, to: Path) -> None:
 
 def page_of(name: str, rows: Sequence[Row]) -> str:
     parts = [f"<h1>{html.escape(name)}</h1><p>{_summary(rows)}</p>"]
-    if numbers_of(table_of(rows)):
+    table = table_of(rows)
+    if numbers_of(table):
         picture = _picture(curves(rows))
         parts.append(f'<p><img alt="The numbers over the training steps" src="data:image/png;base64,{picture}"></p>')
-        parts.append(f"<h2>The numbers</h2>{_numbers(rows)}")
+        parts.append(f"<h2>The numbers</h2>{_numbers(table)}")
     for said, title in (("error", "Measurements that failed"), ("notes", "What to know of the numbers")):
         steps = _steps_by(rows, said)
         if steps:
             lines = "".join(f"<li>{html.escape(text)} <span class=quiet>({where})</span></li>" for text, where in steps.items())
             parts.append(f'<h2 class="{said}">{title}</h2><ul>{lines}</ul>')
     if rows:
-        parts.append(f"<h2>All measurements</h2><details><summary>{counted(len(rows), 'row')}</summary>{_all(rows)}</details>")
+        parts.append(
+            f"<h2>All measurements</h2><details><summary>{counted(len(rows), 'row', ',')}</summary>{_all(rows)}</details>"
+        )
     parts.append(f'<p class="quiet">lmn {__version__}</p>')
     head = f'<meta charset="utf-8"><title>{html.escape(name)}</title><style>{_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
@@ -73,7 +78,7 @@ def _summary(rows: Sequence[Row]) -> str:
     if not rows:
         return "No measurement yet."
     seconds, taken = times_of(rows)
-    said = f"{counted(len(rows), 'measurement')} up to step {rows[-1]['step']:,}, over {seconds:,.1f} s"
+    said = f"{counted(len(rows), 'measurement', ',')} up to step {rows[-1]['step']:,}, over {seconds:,.1f} s"
     return said + (f", of which measuring took {taken:,.1f} s ({taken / seconds:.1%})." if seconds > 0 else ".")
 
 
@@ -96,9 +101,8 @@ def _steps_by(rows: Sequence[Row], column: str) -> dict[str, str]:
     }
 
 
-def _numbers(rows: Sequence[Row]) -> str:
+def _numbers(table: dict[str, Array]) -> str:
     """Each number's first, least, greatest and last value, and where they are."""
-    table = table_of(rows)
     steps = table["step"]
     lines = []
     for name in numbers_of(table):

@@ -25,6 +25,10 @@ class Root(nn.Module):
         for name, tensor in (constants or {}).items():
             self.register_buffer(name, tensor)
 
+    def beside(self, constants: Mapping[str, Tensor]) -> Root:
+        """The same with such tensors."""
+        return Root(self.model, self._select, constants)
+
     def forward(self, x: Tensor) -> Tensor:
         out = self.model(x)
         if self._select is None:

@@ -29,23 +29,22 @@ class Snapshot:
         with torch.inference_mode(False), torch.no_grad():
             looks = modules_of(model)
             # Plain tensors are copied anew: they may share memory with parameters.
-            updated = looks is not None and looks == self._looks and not has_plain_tensors(looks) and self._updated(model)
-            if not updated or self._copy is None:
+            same = looks is not None and looks == self._looks and not has_plain_tensors(looks)
+            if self._copy is None or not (same and _updated(self._copy, model)):
                 self._copy, self._looks = copy.deepcopy(model), looks
             return self._copy
-
-    def _updated(self, model: nn.Module) -> bool:
-        """Bring the copy's parameters and buffers up to date, if that can be done in place."""
-        if self._copy is None:
-            return False
-        try:
-            for new, old in ((self._copy.parameters(), model.parameters()), (self._copy.buffers(), model.buffers())):
-                for kept, now in zip(new, old, strict=True):
-                    kept.copy_(now)
-        except (RuntimeError, ValueError):  # of tensors whose elements share memory, say
-            return False
-        return True
 
     def forget(self) -> None:
         """Let go of the copy."""
         self._copy = self._looks = None
+
+
+def _updated(copied: nn.Module, model: nn.Module) -> bool:
+    """Bring a copy's parameters and buffers up to date, if that can be done in place."""
+    try:
+        for new, old in ((copied.parameters(), model.parameters()), (copied.buffers(), model.buffers())):
+            for kept, now in zip(new, old, strict=True):
+                kept.copy_(now)
+    except (RuntimeError, ValueError):  # of tensors whose elements share memory, say
+        return False
+    return True

@@ -12,6 +12,7 @@ import numpy as np
 from lmn.curves import numbers_of, table_of, times_of
 from lmn.domain import Array
 from lmn.journal import Follower, Row, read
+from lmn.wording import counted
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LEAST_WIDTH, _MOST_WIDTH = 8, 60  # characters of a sparkline
@@ -44,7 +45,7 @@ def view(path: Path, rows: Sequence[Row], width: int, height: int | None = None)
     failed = [row for row in rows if "error" in row]
     seconds, taken = times_of(rows)
     share = f", measuring {taken / seconds:.1%} of them" if seconds > 0 else ""
-    said = f"{counted(len(rows), 'measurement')} in {_duration(seconds)}{share}"
+    said = f"{counted(len(rows), 'measurement', ',')} in {_duration(seconds)}{share}"
     parts: list[Any] = [Text(f"{path}  step {last['step']:,}  {said}", style="bold")]
     table = table_of(rows)
     names = numbers_of(table)
@@ -89,17 +90,13 @@ def watch(path: Path, *, once: bool) -> None:
         return
     file = Follower(path)
     file.update()
-    with Live(view(path, file.rows, *console.size), console=console, auto_refresh=False, screen=False) as live:
+    with Live(view(path, file.rows, *console.size), console=console, auto_refresh=False) as live:
         size = console.size
         while True:
             time.sleep(_EVERY)
             if file.update() or console.size != size:
                 size = console.size
                 live.update(view(path, file.rows, *size), refresh=True)
-
-
-def counted(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

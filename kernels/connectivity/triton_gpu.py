@@ -123,8 +123,9 @@ def _fill_wide(problem: Problem, out: Tensor, progress: Progress) -> None:
     noise = torch.from_numpy(chain.rounding_noise(np.float32)).float().to(device)
     layers = [_wide_layer(layer, device) for layer in chain.layers]
     sxx, constant, tolerance = _moments(problem)
+    rows = pairs.n_rows or 0
     for first in range(0, len(pairs), chunk):
-        n, rows = min(chunk, len(pairs) - first), pairs.n_rows or 0
+        n = min(chunk, len(pairs) - first)
         u = torch.empty(problem.m - 2, n, len(chain.layers[0].z), dtype=torch.float32, device=device)
         for number, (arrays, weight, core, p0, p1) in enumerate(layers):
             deviations(*arrays, first, rows, core, p0, p1, number > 0, u)

@@ -147,7 +147,8 @@ class _Wide:
     def __init__(self, problem: Problem, chain: Chain, breakpoints: list[np.ndarray]) -> None:
         self._problem, self._chain, self._breakpoints = problem, chain, breakpoints
         self.n_words = Layout.of(problem.program).n_words + problem.edges_apart
-        widest = max([*([chain.n_in] if problem.lattice is None else []), *chain.units])
+        n_in = 0 if problem.lattice is not None else chain.n_in
+        widest = max(n_in, *chain.units)
         self.most = min(_POINTS_A_CALL, max(1, _SAMPLE_BYTES // (4 * widest)))
 
     @cached_property
@@ -190,12 +191,8 @@ class _Wide:
         problem, lattice = self._problem, self._problem.lattice
         if lattice is None:
             return problem.samples(indices).flatten(1).contiguous()
-        rest, places = torch.from_numpy(indices).to(problem.device), list[Tensor]()
-        for count in reversed(lattice.counts):
-            index = rest % count
-            places[:0] = [index // _LOW, index % _LOW]
-            rest = rest // count
-        return torch.stack(places, dim=1).float()
+        places = torch.unravel_index(torch.from_numpy(indices).to(problem.device), lattice.counts)
+        return torch.stack([part for index in places for part in (index // _LOW, index % _LOW)], dim=1).float()
 
 
 def _steps(lattice: Lattice) -> np.ndarray:
