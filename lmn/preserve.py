@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from lmn.as_written import Watch, as_written
 from lmn.errors import LmnError
-from lmn.submodules import has_original_forward, is_compiled
+from lmn.submodules import has_original_forward
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _preserved(model: nn.Module, habits: Habits) -> Iterator[Callable[[Habits], 
     copies += _copies(model) if habits.writes else []
     versions = {name: parameter._version for name, parameter in model.named_parameters()}
     generators = _Generators(model) if habits.draws and not _BESIDE.training else None
-    with autocast_restored(), torch.inference_mode(False), torch.no_grad():
+    with autocast_restored(), as_written(), torch.inference_mode(False), torch.no_grad():
         for device in _AUTOCAST_DEVICES:
             torch.set_autocast_enabled(device, False)
         try:
@@ -106,7 +106,8 @@ def _preserved(model: nn.Module, habits: Habits) -> Iterator[Callable[[Habits], 
                 model.eval()  # which keeps a mode of its own
             for module in modules:
                 module.training = False
-                _uncompile(module)
+                if has_original_forward(module):
+                    vars(module).pop("forward", None)
             yield learn
         finally:
             for module, saved, flag in zip(modules, attributes, training, strict=True):
@@ -120,20 +121,6 @@ def _preserved(model: nn.Module, habits: Habits) -> Iterator[Callable[[Habits], 
                 generators.restore()
     if known.writes and not copies:
         _check_unwritten(model, versions)
-
-
-def _uncompile(module: nn.Module) -> None:
-    """Have a module run as it is written, and not as torch.compile made it, nor under Accelerate's autocast.
-
-    Compiled code that is run under a mode of torch's dispatcher is marked as not to be compiled, for good.
-    """
-    own = vars(module)
-    if own.get("_compiled_call_impl") is not None:
-        own["_compiled_call_impl"] = None
-    if is_compiled(module):
-        own["forward"] = own["_modules"]["_orig_mod"].__call__
-    if has_original_forward(module):
-        own.pop("forward", None)
 
 
 def _copies(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -168,7 +155,7 @@ def observed(model: nn.Module) -> Iterator[list[Habits]]:
     found.append(Habits(draws.seen or elsewhere, writes))
 
 
-class _Draws(TorchDispatchMode):
+class _Draws(Watch):
     """Notes, of this thread, whether an operation draws random numbers."""
 
     seen = False

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from lmn.as_written import Watch
 from lmn.preserve import Habits
 from lmn.submodules import has_original_forward, is_compiled
 
@@ -79,7 +79,7 @@ def remember(model: nn.Module, key: Hashable, found: Remembered) -> None:
         kept[key] = found
 
 
-class _Reads(TorchDispatchMode):
+class _Reads(Watch):
     """Notes whether a tensor's values were looked at, by operations."""
 
     seen = False

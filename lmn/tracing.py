@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx import _symbolic_trace
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules.module import _has_any_global_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from lmn.as_written import Watch, as_written, mark_of_this_thread
 from lmn.operations import is_custom
 
 # torch.fx replaces nn.Module's own methods while it traces, for all threads: one trace at a time, and what other threads run
@@ -29,7 +28,7 @@ def _alone() -> Iterator[None]:
     replaced in all threads while it compiles, and replaces it again when the trace may be over.
     """
     convert_frame = sys.modules.get("torch._dynamo.convert_frame")  # where nobody compiles it is not imported
-    with _ONE_AT_A_TIME, nullcontext() if convert_frame is None else convert_frame.compile_lock:
+    with _ONE_AT_A_TIME, nullcontext() if convert_frame is None else convert_frame.compile_lock, as_written():
         yield
 
 
@@ -90,7 +89,7 @@ def traced_by_running(tail: Callable[[Tensor], Tensor], samples: Tensor, root: n
     """
 
     def run(h: Tensor) -> Tensor:  # the tracer takes a method's `self` for an input
-        _mark_of_this_thread()
+        mark_of_this_thread()
         return tail(h)
 
     tracer = make_fx(run, tracing_mode="symbolic", pre_dispatch=True, _allow_non_fake_inputs=True)
@@ -107,21 +106,6 @@ def traced_by_running(tail: Callable[[Tensor], Tensor], samples: Tensor, root: n
     return fx.GraphModule(tensors, graph)
 
 
-class _InThread:
-    """True in one thread: torch.fx's mark of a trace is the whole process's, and compiled modules refuse to run under it."""
-
-    def __init__(self, thread: int) -> None:
-        self._thread = thread
-
-    def __bool__(self) -> bool:
-        return get_ident() == self._thread
-
-
-def _mark_of_this_thread() -> None:
-    """Called when a trace has begun; what the mark was before comes back after it."""
-    setattr(_symbolic_trace, "_is_fx_tracing_flag", _InThread(get_ident()))  # noqa: B010 - a bool, to mypy
-
-
 class _Tracer(fx.Tracer):
     """Notes the node that the tap's output is, and goes into any module that the tap is inside of."""
 
@@ -131,7 +115,7 @@ class _Tracer(fx.Tracer):
         self.taps: list[fx.Node] = []
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
-        _mark_of_this_thread()
+        mark_of_this_thread()
         return super().create_args_for_root(*args, **kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -201,7 +185,7 @@ def growth(function: Callable[[Tensor], Tensor], samples: Tensor) -> Growth:
     return Growth(max((size for size, _ in grown), default=0) // len(samples), twice.columns // (2 * len(samples)), single)
 
 
-class _Results(TorchDispatchMode):
+class _Results(Watch):
     """Notes the size and the dtype of the result of each operation."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._dynamo import convert_frame
 
 import lmn
@@ -331,14 +331,16 @@ def test_compiled_models_run_in_other_threads_during_a_trace_by_running() -> Non
     assert model.others[0].result(timeout=20).shape == (3, 2)
 
 
-@pytest.mark.parametrize("compiled", ["the model, in place", "a submodule", "a submodule, in place"])
+@pytest.mark.parametrize("compiled", ["the model, in place", "a submodule", "a submodule, in place", "a function"])
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_what_is_compiled_stays_compiled(compiled: str, asynchronous: bool) -> None:
-    """It is measured as it is written: compiled code that a mode of the dispatcher saw would run eagerly ever after."""
+def test_what_is_compiled_stays_compiled(compiled: str, asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is measured as it is written: compiled code that a mode of the dispatcher saw would run eagerly ever after, and so
+    would what was compiled for too many kinds of samples."""
     torch._dynamo.reset()
-    ran = [0]
+    ran, compilations = [0], list[fx.GraphModule]()
 
-    def backend(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+    def backend(graph: fx.GraphModule, _inputs: Any) -> Any:
+        compilations.append(graph)
         return lambda *args: (ran.__setitem__(0, ran[0] + 1), graph.forward(*args))[1]
 
     class Pair(nn.Module):  # in place, torch.compile leaves torch's own modules as they are
@@ -355,8 +357,10 @@ def test_what_is_compiled_stays_compiled(compiled: str, asynchronous: bool) -> N
         model.compile(backend=backend)
     elif compiled == "a submodule":
         model.parts[1] = torch.compile(model.parts[1], backend=backend)  # type: ignore[assignment]
-    else:
+    elif compiled == "a submodule, in place":
         model.parts[1].compile(backend=backend)
+    else:
+        monkeypatch.setattr(Pair, "forward", torch.compile(Pair.forward, backend=backend))
     callback = lmn.Callback(x, every=1, metrics=("lmn",), asynchronous=asynchronous)
     for step in range(3):
         callback(model, step)
@@ -365,6 +369,7 @@ def test_what_is_compiled_stays_compiled(compiled: str, asynchronous: bool) -> N
         model(x)
         assert ran[0] == 1
     callback.close()
+    assert len(compilations) == 1
     assert callback.last is not None
     assert (callback.last.lmn, callback.last.path) == (expected.lmn, "chain")
     assert all("error" not in row for row in callback.rows)

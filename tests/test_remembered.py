@@ -232,6 +232,26 @@ def test_a_graph_that_was_traced_by_running_is_kept(tracings: list[int]) -> None
     assert torch.equal(after, fresh(model))
 
 
+def test_a_recurrent_model_is_traced_once(tracings: list[int]) -> None:
+    """Its list of weights, which torch makes anew where they are put in other memory, is no look."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.cell, self.head = nn.GRU(4, 6, batch_first=True), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(x[:, None])[0][:, -1])
+
+    model = Recurrent()
+    measured(model)
+    once = len(tracings)
+    model.half().float()
+    assert torch.equal(measured(model), measured(model))
+    assert len(tracings) == once
+
+
 @pytest.mark.parametrize("change", [lambda held: held.fill_(0.5004), lambda _: torch.full((2,), 0.5004)])
 def test_a_plain_tensor_of_such_a_model_is_seen_to_change(change: Callable[[Tensor], Tensor]) -> None:
     model = TracedByRunning()
