@@ -356,6 +356,7 @@ class Callback:
         try:
             if beside:
                 what = {"threads": max(1, torch.get_num_threads() // 2)} | what
+                self._snapshot.wait()
                 with beside_training():
                     found = measure(model, self._grid, **what)
             else:

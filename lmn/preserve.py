@@ -169,7 +169,7 @@ class _Generators:
     """The states of the process's random generators."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._devices = _cuda_devices(model)
+        self._devices = cuda_devices(model)
         self._cpu, self._cuda = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in self._devices]
         self._numpy, self._python = _numpy_state(), random.getstate()
 
@@ -216,7 +216,8 @@ def alone_with(model: nn.Module) -> Any:
         return _LOCKS.setdefault(model, RLock())
 
 
-def _cuda_devices(model: nn.Module) -> list[int]:
+def cuda_devices(model: nn.Module) -> list[int]:
+    """Of its parameters and buffers."""
     tensors = [*model.parameters(), *model.buffers()]
     return sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
 

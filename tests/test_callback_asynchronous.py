@@ -161,6 +161,26 @@ def test_copies_are_of_the_model_as_it_is(change: Callable[[nn.Module], object])
     assert callback._snapshot._copy is None
 
 
+def test_the_streams_of_a_measurement_wait_for_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a training may run in a stream of its own, which a measurement's knows nothing of."""
+    told: list[tuple[str, int, str]] = []
+
+    def stream(device: int) -> SimpleNamespace:
+        thread = threading.current_thread().name
+        return SimpleNamespace(
+            record_event=lambda: told.append(("copied", device, thread)) or thread,
+            wait_event=lambda event: told.append((f"waits for {event}", device, thread)),
+        )
+
+    monkeypatch.setattr("lmn.snapshot.cuda_devices", lambda _: [0, 1])
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
+    with lmn.Callback(data()[0], every=1, asynchronous=True, **OPTIONS) as callback:
+        callback(built()[0], 0)
+        callback(built()[0], 1)
+    copied = [("copied", device, "MainThread") for device in (0, 1)]
+    assert told == [*copied, *[("waits for MainThread", device, "lmn_0") for device in (0, 1)]]
+
+
 def test_in_inference_mode() -> None:
     callback, model = lmn.Callback(data()[0], every=1, asynchronous=True, **OPTIONS), built()[0]
     with torch.inference_mode():

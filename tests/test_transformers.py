@@ -72,6 +72,20 @@ def test_a_training_with_it_is_the_training_without(asynchronous: bool, tmp_path
     assert told == dict(zip(history["step"], history["lmn"], strict=True))
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_model_that_trains_in_bfloat16_is_measured_as_it_is_written(asynchronous: bool, tmp_path: Path) -> None:
+    """By its own forward pass, in float32, and not by the one under autocast that Accelerate puts in its place."""
+    trainer = built(tmp_path, bf16=True)
+    callback = LmnCallback(tokens(), every=4, asynchronous=asynchronous, **OPTIONS).add_to(trainer)
+    trainer.train()
+    wrapped = vars(trainer.model)["forward"]
+    plain = BertForSequenceClassification(trainer.model.config)
+    plain.load_state_dict(trainer.model.state_dict())
+    expected = lmn.measure(plain, tokens(), select=lambda out: out.logits, progress=False, **OPTIONS)
+    assert callback.history["lmn"].iloc[-1] == expected.lmn
+    assert vars(trainer.model)["forward"] is wrapped
+
+
 def test_given_to_the_trainer_it_logs_to_the_history_alone(tmp_path: Path) -> None:
     callback = LmnCallback(tokens(), every=4, **OPTIONS)
     trainer = built(tmp_path, callback)
