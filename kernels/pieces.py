@@ -70,7 +70,7 @@ def pieces(activation: Activation, n_units: int) -> Pieces:
         ends = np.array([-np.inf, activation.p0, activation.p1, np.inf])
         core_slopes = np.array([0.0, 1.0, 0.0])[ends[:-1] < ends[1:]]  # bounds may be infinite, or equal
     scale, slope = activation.by_unit(n_units)
-    first = torch.full((1, n_units), breakpoints[0], dtype=torch.float64)
+    first = torch.full((1, n_units), breakpoints[0], dtype=torch.float64, device="cpu")
     slopes = np.outer(scale, core_slopes) + slope[:, None]
     return Pieces(breakpoints, slopes, activation.function(first)[0].numpy(), activation.where)
 

@@ -65,23 +65,23 @@ class NarrowChain:
     def forward(self) -> dict[str, Tensor]:
         """What a forward pass takes past the first map."""
         layers, units = self.chain.layers, self.chain.units
-        biases = torch.zeros(max(1, self.depth - 1), self.width, dtype=torch.float32)
-        scales, straights = (torch.zeros(self.depth, self.width, dtype=torch.float32) for _ in range(2))
+        biases = torch.zeros(max(1, self.depth - 1), self.width, dtype=torch.float32, device="cpu")
+        scales, straights = (torch.zeros(self.depth, self.width, dtype=torch.float32, device="cpu") for _ in range(2))
         parameters = []
         for number, (layer, n) in enumerate(zip(layers, units, strict=True)):
             act = layer.activation
             scale, straight = act.by_unit(n)
-            scales[number, :n], straights[number, :n] = torch.tensor(scale), torch.tensor(straight)
+            scales[number, :n], straights[number, :n] = torch.tensor(scale, device="cpu"), torch.tensor(straight, device="cpu")
             parameters.append([act.p0, act.p1, act.kink])
             if number + 1 < self.depth and layer.weight is not None:
-                biases[number, : len(layer.bias)] = torch.tensor(layer.bias_of_core)
-        own = {"biases": biases, "scales": scales, "straights": straights, "parameters": torch.tensor(parameters)}
+                biases[number, : len(layer.bias)] = torch.tensor(layer.bias_of_core, device="cpu")
+        own = {"biases": biases, "scales": scales, "straights": straights, "parameters": torch.tensor(parameters, device="cpu")}
         return {"weights": self.weights} | {name: value.float().to(self.device) for name, value in own.items()}
 
     def padded(self, values: np.ndarray, *shape: int) -> Tensor:
         """Values in a corner of zeros."""
-        whole = torch.zeros(*shape, dtype=torch.float32)
-        whole[tuple(slice(0, n) for n in values.shape)] = torch.tensor(values, dtype=torch.float32)
+        whole = torch.zeros(*shape, dtype=torch.float32, device="cpu")
+        whole[tuple(slice(0, n) for n in values.shape)] = torch.tensor(values, dtype=torch.float32, device="cpu")
         return whole.to(self.device)
 
     def stacked(self, matrices: list[np.ndarray]) -> Tensor:
@@ -107,7 +107,7 @@ def wide_layers(chain: Chain, device: torch.device, *, slopes: bool = False) -> 
 
 def on(device: torch.device, values: Any) -> Tensor:
     """An array as float32 on a device, its rows one after the other."""
-    return torch.tensor(values, dtype=torch.float32).contiguous().to(device)
+    return torch.tensor(values, dtype=torch.float32, device="cpu").contiguous().to(device)
 
 
 def numbered(cores: list[int], n: int = MOST_DEPTH) -> dict[str, int]:

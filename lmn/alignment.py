@@ -207,7 +207,7 @@ def _nearest(subject: Subject, indices: Tensor, rows: int) -> Tensor:
     here = subject.samples(indices.cpu()).flatten(1).double()
     best = torch.full((len(here),), torch.inf, dtype=here.dtype, device=here.device)
     nearest = torch.zeros(len(here), dtype=torch.int64, device=here.device)
-    for others in torch.arange(subject.grid.n_points).split(rows):
+    for others in torch.arange(subject.grid.n_points, device="cpu").split(rows):
         there = subject.samples(others).flatten(1).double()
         distance = torch.cdist(here, there, compute_mode="donot_use_mm_for_euclid_dist")
         distance[indices[:, None] == others.to(here.device)] = torch.inf

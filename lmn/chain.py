@@ -105,7 +105,7 @@ def _planned(steps: list[ChainStep], n_in: int) -> ChainPlan | NotAChain:
             if step.core not in CORES:
                 return NotAChain(f"'{step.where}' ({step.name}) is an activation that no kernel has")
             if start is not None:
-                affine = affine or Affine(torch.ones(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
+                affine = affine or Affine.identity(width)
                 if affine.diagonal and width > MOST_DIAGONAL:
                     return NotAChain(f"a scaling of {width} values stands between two activations")
                 close()

@@ -110,7 +110,8 @@ def check_no_way_around(tap: str, substituted: Callable[[Tensor, Tensor], Tensor
     expected = substituted(inputs, samples.clone())
     others = [inputs.roll(1, 0)]
     if inputs.is_floating_point():
-        others.append(inputs + (1 + inputs.abs().max()) * torch.linspace(-1, 1, inputs.numel()).to(inputs).view_as(inputs))
+        shift = torch.linspace(-1, 1, inputs.numel(), device="cpu").to(inputs).view_as(inputs)
+        others.append(inputs + (1 + inputs.abs().max()) * shift)
     got = [substituted(other, samples.clone()) for other in others]
     if any((out - expected).abs().max() > 1e-5 * expected.abs().max() for out in got):
         raise LmnError(

@@ -90,7 +90,7 @@ def compute(
     check_name("connectivity", backend)
     m = check_segments(m)
     threads = thread_count(threads)
-    indices = torch.arange(subject.grid.n_points) if indices is None else indices
+    indices = torch.arange(subject.grid.n_points, device="cpu") if indices is None else indices
     n, chosen, out = len(indices), None, None
     example = subject.samples(indices[spread(n)])
     planned = chain_plan(subject.network, example)

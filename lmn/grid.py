@@ -67,7 +67,7 @@ class RegularGrid:
     @property
     def points(self) -> Tensor:
         """All points, shape (n_points, *origin.shape), of torch's default dtype: in their order, and stored."""
-        return self.at(torch.arange(self.n_points))
+        return self.at(torch.arange(self.n_points, device="cpu"))
 
     def __repr__(self) -> str:
         return f"{self.kind} of {' x '.join(map(str, self.counts))} points"
@@ -227,7 +227,7 @@ def _not_finite(samples: Tensor) -> int:
 
 def _vector(x: Any, name: str) -> Tensor:
     try:
-        vector = x.detach().to("cpu", torch.float64) if isinstance(x, Tensor) else torch.as_tensor(x, dtype=torch.float64)
+        vector = torch.as_tensor(x.detach() if isinstance(x, Tensor) else x, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise LmnError(f"{name} must be numbers; got {x!r}.") from error
     if not bool(torch.isfinite(vector).all()):

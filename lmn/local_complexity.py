@@ -198,7 +198,7 @@ def find(
     check_name("local_complexity", backend)
     r, n_directions = _radius(r), whole_number(n_directions, "n_directions", 1)
     seed, threads = whole_number(seed, "seed", 0, 2**63 - 1), thread_count(threads)
-    indices = torch.arange(subject.grid.n_points) if indices is None else indices
+    indices = torch.arange(subject.grid.n_points, device="cpu") if indices is None else indices
     example = subject.samples(indices[spread(len(indices))])
     n_in = example[0].numel()
     if n_directions > n_in:

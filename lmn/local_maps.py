@@ -177,6 +177,7 @@ def _own_derivatives_in(network: Network, samples: Tensor) -> OwnDerivatives:
 
 def _combinations(y: Tensor) -> Tensor:
     """Random weights of outputs, (n_combinations, n_out), that take the outputs' ranges at some samples to about 1."""
-    random = torch.randn(_DIRECTIONS, y.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(y)
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(_DIRECTIONS, y.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(y)
     size = (y - y.mean(0)).abs().amax(0)
     return random / torch.where(size > 0, size, 1)

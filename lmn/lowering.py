@@ -38,6 +38,10 @@ class Affine:
     weight: Tensor
     bias: Tensor
 
+    @classmethod
+    def identity(cls, width: int) -> Affine:
+        return cls(torch.ones(width, dtype=torch.float64, device="cpu"), torch.zeros(width, dtype=torch.float64, device="cpu"))
+
     @property
     def diagonal(self) -> bool:
         return self.weight.ndim == 1
@@ -250,19 +254,19 @@ class _Operation:
     # -- probing: what an affine operation does, by what it does to known samples, in float64 ----------------------------------
 
     def _probe_pointwise(self) -> list[ChainStep] | None:
-        at_zero = self._at(torch.zeros(2, self.before[0].numel(), dtype=torch.float64))
-        at_one = self._at(torch.ones(2, self.before[0].numel(), dtype=torch.float64))
+        at_zero = self._at(torch.zeros(2, self.before[0].numel(), dtype=torch.float64, device="cpu"))
+        at_one = self._at(torch.ones(2, self.before[0].numel(), dtype=torch.float64, device="cpu"))
         return self._verified(Affine(at_one[0] - at_zero[0], at_zero[0]))
 
     def _probe(self) -> list[ChainStep] | None:
         n_in, n_out = self.before[0].numel(), self.after[0].numel()
         if n_in * n_out > _MAX_PROBED:
             return None
-        bias = self._at(torch.zeros(2, n_in, dtype=torch.float64))[0]
-        return self._verified(Affine(self._at(torch.eye(n_in, dtype=torch.float64)).T - bias[:, None], bias))
+        bias = self._at(torch.zeros(2, n_in, dtype=torch.float64, device="cpu"))[0]
+        return self._verified(Affine(self._at(torch.eye(n_in, dtype=torch.float64, device="cpu")).T - bias[:, None], bias))
 
     def _verified(self, affine: Affine) -> list[ChainStep] | None:
-        x = torch.linspace(-3, 5, 2 * self.before[0].numel(), dtype=torch.float64).reshape(2, -1).sin()
+        x = torch.linspace(-3, 5, 2 * self.before[0].numel(), dtype=torch.float64, device="cpu").reshape(2, -1).sin()
         got, expected = affine(x), self._at(x)
         return [affine] if got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-10, atol=1e-12) else None
 

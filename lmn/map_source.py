@@ -133,7 +133,7 @@ class MapSource:
 
     def samples(self, first: int, last: int) -> Tensor:
         """The points at which maps are taken, (n, ...)."""
-        indices = torch.arange(first, last) if self.representatives is None else self.representatives[first:last]
+        indices = torch.arange(first, last, device="cpu") if self.representatives is None else self.representatives[first:last]
         return self.subject.samples(indices)
 
     def maps(self, first: int, last: int, *, double: bool = False) -> Tensor:
@@ -236,7 +236,7 @@ def map_source(
     def source(
         found: Differentiated | None, n_maps: int, weights: Tensor | None = None, **rest: Tensor | ExactRegions | None
     ) -> MapSource:
-        shares = torch.full((n_maps,), 1 / n_maps, dtype=torch.float64) if weights is None else weights.double()
+        shares = torch.full((n_maps,), 1 / n_maps, dtype=torch.float64, device="cpu") if weights is None else weights.double()
         return MapSource(subject, found, n_maps, shares, example.dtype, example.device, threads, **rest)  # type: ignore[arg-type]
 
     on_cpu = example.device.type == "cpu"

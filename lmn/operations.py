@@ -175,14 +175,14 @@ def custom_activation(module: nn.Module, where: str) -> Activation:
     """
     name, breakpoints = type(module).__name__, module.breakpoints
     try:
-        at = torch.as_tensor(breakpoints, dtype=torch.float64).reshape(-1)
+        at = torch.as_tensor(breakpoints, dtype=torch.float64, device="cpu").reshape(-1)
     except (TypeError, ValueError, RuntimeError):
-        at = torch.tensor([torch.nan])
+        at = torch.tensor([torch.nan], device="cpu")
     if len(at) == 0 or not bool(torch.isfinite(at).all()) or bool((at[1:] <= at[:-1]).any()):
         raise LmnError(f"'{where}' ({name}) has breakpoints that are not ascending numbers: {breakpoints!r}.")
     function = copy.deepcopy(module).double()
     ends = torch.cat([at[:1] - 100, at, at[-1:] + 100])
-    t = torch.linspace(0, 1, 9, dtype=torch.float64)
+    t = torch.linspace(0, 1, 9, dtype=torch.float64, device="cpu")
     between = ends[:-1, None] + t * (ends[1:] - ends[:-1])[:, None]  # (n_pieces, 9)
     try:
         with torch.no_grad():

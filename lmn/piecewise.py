@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from lmn.domain import Domain
 from lmn.errors import LmnError
@@ -37,7 +36,7 @@ def chain_on(steps: list[ChainStep], domain: Domain) -> Chain:
 
 def _alternating(steps: list[ChainStep], n_in: int) -> tuple[Affine, list[tuple[Activation, Affine]]]:
     """The first affine map, and each activation with the one after it; the identity where the steps have none."""
-    first, activations = _identity(n_in), list[tuple[Activation, Affine]]()
+    first, activations = Affine.identity(n_in), list[tuple[Activation, Affine]]()
     for step in steps:
         if isinstance(step, Affine):
             if activations:
@@ -49,9 +48,5 @@ def _alternating(steps: list[ChainStep], n_in: int) -> tuple[Affine, list[tuple[
             raise not_piecewise_linear(step.name, step.where)
         elif step.name != "identity":
             width = len(activations[-1][1].bias) if activations else len(first.bias)
-            activations.append((step, _identity(width)))
+            activations.append((step, Affine.identity(width)))
     return first, activations
-
-
-def _identity(width: int) -> Affine:
-    return Affine(torch.ones(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))

@@ -204,7 +204,7 @@ class _Builder:
             shape = self._more.shapes.get(source)
             if shape is None:
                 return  # parts of a tuple: checked where they are used
-            some = torch.randn(self._n + 1, *shape[1:], generator=generator, dtype=torch.float64)
+            some = torch.randn(self._n + 1, *shape[1:], generator=generator, dtype=torch.float64, device="cpu")
             some[2] = 0.3 * some[0] + 0.7 * some[1]
             probes.append(some.to(self._sample))
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -138,7 +139,7 @@ def _effective_number(weights: Tensor) -> Tensor:
     """2 to the entropy, in bits, of non-negative weights that are normalised; 0 where all are zero."""
     total = weights.sum(-1, keepdim=True)
     p = weights / torch.where(total > 0, total, 1)
-    entropy = -torch.special.xlogy(p, p).sum(-1) / torch.log(torch.tensor(2.0, dtype=p.dtype))
+    entropy = -torch.special.xlogy(p, p).sum(-1) / math.log(2)
     return torch.where(total[..., 0] > 0, torch.exp2(entropy), 0.0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lmn.chain import MOST_DIAGONAL, composition_costs_more
@@ -45,7 +44,7 @@ def _alternated(steps: list[ChainStep], n_in: int) -> Chain | NotAChain:
             return NotAChain(f"'{step.where}' ({step.name}) is an activation that no kernel has")
         elif step.name != "identity":
             if layers and before is None:
-                layers[-1] = layers[-1][0], Affine(*torch.tensor([[1.0], [0.0]], dtype=torch.float64).expand(2, width))
+                layers[-1] = layers[-1][0], Affine.identity(width)
             layers.append((step, None))
     maps = [affine for affine in (first, *(after for _, after in layers)) if affine is not None]
     if any(affine.diagonal and len(affine.bias) > MOST_DIAGONAL for affine in maps):

@@ -39,7 +39,7 @@ def linear_mapping_number(connectivity: Tensor | np.ndarray[Any, Any]) -> float:
         The matrix is not square, not symmetric, empty or not finite.
     """
     try:
-        matrix = connectivity if isinstance(connectivity, Tensor) else torch.as_tensor(np.asarray(connectivity))
+        matrix = connectivity if isinstance(connectivity, Tensor) else torch.as_tensor(np.asarray(connectivity), device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise LmnError(f"a connectivity matrix is an array of numbers; got {type(connectivity).__name__}.") from error
     if matrix.is_complex() or matrix.layout != torch.strided or matrix.is_meta:

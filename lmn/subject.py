@@ -73,7 +73,7 @@ class Subject:
 
 def spread(n: int, most: int = 8) -> Tensor:
     """A few indices out of n, from the first to the last: samples to check by."""
-    return torch.linspace(0, n - 1, min(most, n), dtype=torch.float64).long()
+    return torch.linspace(0, n - 1, min(most, n), dtype=torch.float64, device="cpu").long()
 
 
 def _like(model: nn.Module) -> Tensor | None:

@@ -108,8 +108,9 @@ def _rounding_noise(problem: Problem, y: Tensor) -> Tensor:
     errors = [y.double() - problem.y]
     if problem.double:
         generator, n, count = torch.Generator().manual_seed(0), problem.n_points, _NOISE_POINTS
-        i, j = (torch.randint(n, (count,), generator=generator).to(y.device) for _ in range(2))
-        t = torch.rand(count, generator=generator).to(problem.samples).reshape(-1, *[1] * (problem.samples.ndim - 1))
+        i, j = (torch.randint(n, (count,), generator=generator, device="cpu").to(y.device) for _ in range(2))
+        t = torch.rand(count, generator=generator, device="cpu").to(problem.samples)
+        t = t.reshape(-1, *[1] * (problem.samples.ndim - 1))
         for part in torch.arange(count, device=y.device).split(problem.batch):
             between = torch.lerp(problem.samples[i[part]], problem.samples[j[part]], t[part])
             double = problem.tail(between.double())

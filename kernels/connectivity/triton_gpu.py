@@ -70,11 +70,11 @@ def _moments(problem: Problem) -> tuple[float, float, float]:
 def fused_arguments(chain: Chain, sizes: Fused, device: torch.device) -> dict[str, Tensor]:
     """The arrays of a chain as the fused kernel takes them, zero where a layer is narrower."""
     depth, width, outputs = sizes.depth, sizes.width, sizes.outputs
-    z, z_rest, weights = [], [], torch.zeros(depth, width, width, dtype=torch.float32)
+    z, z_rest, weights = [], [], torch.zeros(depth, width, width, dtype=torch.float32, device="cpu")
     scales, slopes, parameters = (
-        torch.zeros(depth, width, dtype=torch.float32),
-        torch.zeros(depth, width, dtype=torch.float32),
-        torch.zeros(depth, 2, dtype=torch.float32),
+        torch.zeros(depth, width, dtype=torch.float32, device="cpu"),
+        torch.zeros(depth, width, dtype=torch.float32, device="cpu"),
+        torch.zeros(depth, 2, dtype=torch.float32, device="cpu"),
     )
     for number, layer in enumerate(chain.layers):
         act, n = layer.activation, len(layer.z)
@@ -82,12 +82,12 @@ def fused_arguments(chain: Chain, sizes: Fused, device: torch.device) -> dict[st
         z.append(high)
         z_rest.append(low)
         scale, slope = act.by_unit(n)
-        scales[number, :n], slopes[number, :n] = torch.tensor(scale), torch.tensor(slope)
-        parameters[number] = torch.tensor([act.p0, act.p1])
+        scales[number, :n], slopes[number, :n] = torch.tensor(scale, device="cpu"), torch.tensor(slope, device="cpu")
+        parameters[number] = torch.tensor([act.p0, act.p1], device="cpu")
         weight = np.eye(n) if layer.weight is None else layer.weight
         weights[number, :n, : len(weight)] = torch.from_numpy(weight.T)
     y, y_rest = _in_two(chain.y, device, outputs)
-    noise = torch.zeros(outputs, dtype=torch.float32)
+    noise = torch.zeros(outputs, dtype=torch.float32, device="cpu")
     noise[: len(chain.y)] = torch.from_numpy(chain.rounding_noise(np.float32))
     own = {"weights": weights, "scales": scales, "slopes": slopes, "parameters": parameters, "noise": noise}
     placed = {name: value.to(device) for name, value in own.items()}

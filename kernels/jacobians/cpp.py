@@ -49,7 +49,7 @@ class ChainMaps:
     def grams(self, samples: Tensor) -> Tensor:
         chain, x = self._chain, samples.detach().flatten(1).contiguous()
         rows, _ = self._swept_shape
-        out = torch.empty(len(x), rows, rows, dtype=torch.float64)
+        out = torch.empty(len(x), rows, rows, dtype=torch.float64, device="cpu")
         if len(x):
             self._of(x.dtype).grams(x.numpy(), chain.narrowed is not None, out.numpy(), self._threads)
         return out
@@ -58,7 +58,7 @@ class ChainMaps:
         chain, x = self._chain, samples.detach().flatten(1).contiguous()
         if not chain.layers:
             return torch.from_numpy(chain.first_map[0]).to(x.dtype).expand(len(x), -1, -1).clone()
-        out = torch.empty(len(x), chain.n_out, self.n_columns if to_last else chain.n_in, dtype=x.dtype)
+        out = torch.empty(len(x), chain.n_out, self.n_columns if to_last else chain.n_in, dtype=x.dtype, device="cpu")
         if len(x):
             self._of(x.dtype).jacobians(x.numpy(), to_last, out.numpy(), self._threads)
         return out

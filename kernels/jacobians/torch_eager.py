@@ -72,7 +72,7 @@ def _load_forward_mode() -> None:
     """What torch loads at the first dual number, inside a dual level, without its warning of its own use of TorchScript."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", DeprecationWarning)
-        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
+        forward_ad.make_dual(torch.zeros((), device="cpu"), torch.zeros((), device="cpu"))
 
 
 def from_inputs(problem: Problem, samples: Tensor) -> Tensor:
@@ -81,9 +81,9 @@ def from_inputs(problem: Problem, samples: Tensor) -> Tensor:
     together = max(1, problem.batch // max(1, n))
     with torch.enable_grad(), forward_ad.dual_level():
         _load_forward_mode()
-        for directions in torch.arange(problem.n_in).split(together):
+        for directions in torch.arange(problem.n_in, device="cpu").split(together):
             tangent = torch.zeros(len(directions), n, problem.n_in, dtype=samples.dtype, device=samples.device)
-            tangent[torch.arange(len(directions)), :, directions] = 1
+            tangent[torch.arange(len(directions), device="cpu"), :, directions] = 1
             x = samples.detach().repeat(len(directions), *[1] * (samples.ndim - 1))
             y = problem.tail(forward_ad.make_dual(x, tangent.reshape(x.shape)))
             moved = forward_ad.unpack_dual(y).tangent

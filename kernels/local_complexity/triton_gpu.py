@@ -69,7 +69,7 @@ class _Narrow:
     def _tables(self) -> dict[str, Tensor]:
         narrow, device = self.narrow, self.narrow.device
         most = max(1, *map(len, self.bends))
-        breakpoints, layout, place = torch.zeros(narrow.depth, most, dtype=torch.float32), [], 0
+        breakpoints, layout, place = torch.zeros(narrow.depth, most, dtype=torch.float32, device="cpu"), [], 0
         for number, (n_units, at) in enumerate(zip(narrow.chain.units, self.bends, strict=True)):
             breakpoints[number, : len(at)] = torch.from_numpy(at)
             layout.append([n_units, len(at), place])

@@ -170,12 +170,12 @@ def _bends_inside(bend: Pieces | Windows, units: Tensor) -> np.ndarray:
     rounding = _ROUNDING * torch.finfo(units.dtype).eps * units.abs().amax(dim=(1, 2))[:, None]
     if isinstance(bend, Pieces):
         reach = (units[:, 1:] - units[:, :1]).abs_().sum(1).add_(rounding)
-        near = torch.zeros(reach.shape, dtype=torch.bool)
+        near = torch.zeros(reach.shape, dtype=torch.bool, device="cpu")
         for at in bend.breakpoints.tolist():
             near |= (units[:, 0] - at).abs_() <= reach
         return near.any(1).numpy()
     largest = _members(bend, units, largest_members(bend, units[:, 0].contiguous()))
-    near = torch.zeros(largest[:, 0].shape, dtype=torch.bool)
+    near = torch.zeros(largest[:, 0].shape, dtype=torch.bool, device="cpu")
     for place in range(bend.members.shape[1]):
         lead = bend.sign * (largest - _members(bend, units, torch.full_like(near, place, dtype=torch.int64)))
         reach = (lead[:, 1:] - lead[:, :1]).abs_().sum(1)
@@ -188,10 +188,10 @@ def _bent(bend: Pieces | Windows, units: Tensor) -> Tensor:
     """The bend with the pieces of the blocks' middles."""
     if isinstance(bend, Windows):
         return _members(bend, units, largest_members(bend, units[:, 0].contiguous()))
-    piece = torch.zeros(units[:, 0].shape, dtype=torch.int64)
+    piece = torch.zeros(units[:, 0].shape, dtype=torch.int64, device="cpu")
     for at in bend.breakpoints.tolist():
         piece += units[:, 0] > at
-    row = torch.arange(bend.n_units)
+    row = torch.arange(bend.n_units, device="cpu")
     slope, offset = (torch.from_numpy(table)[row, piece].to(units.dtype) for table in (bend.slopes, bend.offsets))
     return units * slope[:, None] + offset[:, None]
 
@@ -199,7 +199,7 @@ def _bent(bend: Pieces | Windows, units: Tensor) -> Tensor:
 def _members(windows: Windows, units: Tensor, place: Tensor) -> Tensor:
     """The units at a place in each window, (n_blocks, n_points, n_windows): place is (n_blocks, n_windows)."""
     members = torch.from_numpy(windows.members)
-    chosen = members[torch.arange(len(members)), place]  # (n_blocks, n_windows)
+    chosen = members[torch.arange(len(members), device="cpu"), place]  # (n_blocks, n_windows)
     return units.gather(2, chosen[:, None].clamp(min=0).expand(-1, units.shape[1], -1))
 
 

@@ -90,7 +90,7 @@ class _Narrow:
     def _tables(self) -> dict[str, Tensor]:
         narrow = self._narrow
         most = max(1, *map(len, self._breakpoints))
-        breakpoints, layout, first_word = torch.full((narrow.depth, most), torch.nan, dtype=torch.float32), [], 0
+        breakpoints, layout, first_word = torch.full((narrow.depth, most), torch.nan, dtype=torch.float32, device="cpu"), [], 0
         for number, (n, at) in enumerate(zip(narrow.chain.units, self._breakpoints, strict=True)):
             breakpoints[number, : len(at)] = torch.from_numpy(at)
             n_of_layer = -(-n * len(at) // 64)
