@@ -200,6 +200,24 @@ def test_equal_hashes_of_different_patterns_are_told_apart(together: int, monkey
         assert (seen.collisions > 0) == verify
 
 
+def test_what_waits_is_bounded_by_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patterns of large networks have thousands of words."""
+    monkeypatch.setattr(distinct, "_WAITING_BYTES", 8 * 1000 * 4)
+    monkeypatch.setattr(distinct, "_COMPARED_BYTES", 8 * 1000 * 2)
+    words = torch.randint(0, 1 << 40, (3, 1000), generator=torch.Generator().manual_seed(0))
+    hashes, which = words[:, :2], [0, 1, 0, 2, 2, 1, 0, 1, 2, 2]
+    seen = DistinctPatterns(1000, torch.device("cpu"), verify=True, ids=True)
+    for first, row in enumerate(which):
+        seen.insert(words[[row]], hashes[[row]], torch.tensor([first]))
+        assert seen._n_waiting < 4
+    seen.finish()
+    assert torch.equal(seen.words, words)
+    assert seen.counts.tolist() == np.bincount(which).tolist()
+    assert seen.ids is not None
+    assert seen.ids.tolist() == which
+    assert seen.collisions == 0
+
+
 def test_hashes_are_distinct_where_a_bit_is() -> None:
     """Also in the second half alone, and where words change places."""
     words = torch.tensor([[1 << bit, 0] for bit in range(63)] + [[0, 1 << bit] for bit in range(63)] + [[0, 0], [-1, -1]])

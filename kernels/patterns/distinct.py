@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_LEAST_TOGETHER = 1 << 18  # patterns that wait before they are sorted in
+_LEAST_TOGETHER = 1 << 18  # patterns that wait before they are sorted in,
+_WAITING_BYTES = 1 << 28  # or fewer, of so many bytes
+_COMPARED_BYTES = 1 << 26  # of words that are compared at a time
 
 
 class DistinctPatterns:
@@ -33,13 +35,14 @@ class DistinctPatterns:
         self.counts, self.first = (torch.empty(0, dtype=torch.int64, device=device) for _ in range(2))
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._n_waiting = 0
+        self._least = max(1, min(_LEAST_TOGETHER, _WAITING_BYTES // (8 * max(1, n_words))))
         self.collisions = 0
 
     def insert(self, words: Tensor, hashes: Tensor, first: Tensor) -> None:
         """Patterns of points of ascending numbers: (n, n_words), (n, 2) and (n,), int64."""
         self._waiting.append((words, hashes, first))
         self._n_waiting += len(words)
-        if self._n_waiting >= max(_LEAST_TOGETHER, len(self.words)):
+        if self._n_waiting >= max(self._least, len(self.words)):
             self._merge()
 
     def finish(self) -> None:
@@ -52,31 +55,39 @@ class DistinctPatterns:
         return None if self._ids is None else torch.cat([self.counts[:0], *self._ids])
 
     def _merge(self) -> None:
-        n_rows = len(self.words)
         words, hashes, first = (torch.cat(each) for each in zip(*self._waiting, strict=True))
         self._waiting, self._n_waiting = [], 0
-        of_row, new = self._rows(torch.cat([self.words, words]), torch.cat([self._hashes, hashes]))
-        new -= n_rows
+        rows, new = self._rows(words, hashes)
         self.words, self._hashes = torch.cat([self.words, words[new]]), torch.cat([self._hashes, hashes[new]])
         self.first = torch.cat([self.first, first[new]])
         self.counts = torch.cat([self.counts, self.counts.new_zeros(len(new))])
-        self.counts.index_add_(0, of_row[n_rows:], torch.ones_like(first))
+        self.counts.index_add_(0, rows, torch.ones_like(first))
         if self._ids is not None:
-            self._ids.append(of_row[n_rows:])
+            self._ids.append(rows)
 
     def _rows(self, words: Tensor, hashes: Tensor) -> tuple[Tensor, Tensor]:
-        """Which row each has, and which, in ascending order, are the first of a row that is new."""
-        leader = _leaders(hashes.unbind(1))
+        """Which row each has, and which of them, in ascending order, are the first of a row that is new."""
+        n_rows, keys = len(self.words), torch.cat([self._hashes, hashes]).unbind(1)
+        leader = _leaders(keys)
         if self._verify:
-            differs = (words != words[leader]).any(1)
-            if bool(differs.any()):
-                self.collisions += int(differs[len(self.words) :].sum())
-                leader = _leaders([*hashes.unbind(1), *words.unbind(1)])
+            differs = self._differs(words, leader[n_rows:])
+            if bool(differs.any()) or self.collisions:
+                self.collisions += int(differs.sum())
+                leader = _leaders([*keys, *torch.cat([self.words, words]).unbind(1)])
         is_leader = leader == torch.arange(len(leader), device=leader.device)
         row = is_leader.cumsum(0) - 1
-        new = is_leader.clone()
-        new[: len(self.words)] = False
-        return row[leader], new.nonzero()[:, 0]
+        return row[leader[n_rows:]], is_leader[n_rows:].nonzero()[:, 0]
+
+    def _differs(self, words: Tensor, leader: Tensor) -> Tensor:
+        """Whether words differ from those of their leader, which is a row or, numbered after these, one of them."""
+        n_rows, parts = len(self.words), []
+        together = max(1, _COMPARED_BYTES // (8 * max(1, words.shape[1])))
+        for some, lead in zip(words.split(together), leader.split(together), strict=True):
+            of_leader = words[(lead - n_rows).clamp(min=0)]
+            if n_rows:
+                of_leader = torch.where((lead < n_rows)[:, None], self.words[lead.clamp(max=n_rows - 1)], of_leader)
+            parts.append((some != of_leader).any(1))
+        return torch.cat(parts)
 
 
 def _leaders(keys: Sequence[Tensor]) -> Tensor:

@@ -45,9 +45,10 @@ def pack(z, breakpoints, words, n_points, n_units, n_breakpoints, n_words, first
 
     Breakpoints are of the type of z. A program packs one word of a tile of points.
     """
-    points = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
+    number = tl.program_id(0)  # of the word; along x, where there may be more than 65,535
+    points = tl.program_id(1).to(tl.int64) * POINTS + tl.arange(0, POINTS)
     place = tl.arange(0, 64)
-    bit = tl.program_id(1) * 64 + place
+    bit = number * 64 + place
     unit = bit // n_breakpoints
     present = points < n_points
     is_unit = unit < n_units
@@ -55,7 +56,7 @@ def pack(z, breakpoints, words, n_points, n_units, n_breakpoints, n_words, first
     value = tl.load(z + points[:, None] * n_units + unit[None, :], mask=present[:, None] & is_unit[None, :], other=0.0)
     above = (value > at[None, :]) & is_unit[None, :]
     word = tl.sum(above.to(tl.int64) << place.to(tl.int64)[None, :], axis=1)
-    tl.store(words + points * n_words + first_word + tl.program_id(1), word, mask=present)
+    tl.store(words + points * n_words + first_word + number, word, mask=present)
 
 
 @triton.jit

@@ -147,7 +147,7 @@ def layer_patterns(
 def pack_bits(z: Tensor, breakpoints: Tensor, first_word: int, words: Tensor) -> None:
     """The bits of z, (n, n_units), above breakpoints of its type, to words, (n, n_words), int64, from first_word on."""
     n, n_units = z.shape
-    grid = triton.cdiv(n, _PACKED), triton.cdiv(n_units * len(breakpoints), 64)
+    grid = triton.cdiv(n_units * len(breakpoints), 64), triton.cdiv(n, _PACKED)
     if n and n_units:
         _PACK.launch(
             grid,
