@@ -268,8 +268,7 @@ def _check_vertices(network: Network, example: Tensor, steps: Tensor, r: float) 
             f"r={r:g} is lost in the rounding of samples of dtype {dtype} as large as {float(x.abs().max()):g}; {advice}scale "
             "the samples, or pass another r."
         )
-    outputs = [network.tail(part.clone()) for part in vertices.reshape(-1, *example.shape[1:]).split(network.batch)]
-    if bool(torch.isfinite(_outputs(network, example)).all()) and not bool(torch.isfinite(torch.cat(outputs)).all()):
+    if _is_finite(network, example) and not _is_finite(network, vertices.reshape(-1, *example.shape[1:])):
         raise LmnError(f"the model's output is not finite at r={r:g} from samples at which it is; pass a smaller r.")
 
 
@@ -291,7 +290,7 @@ def _plan(
 
     def samples(places: np.ndarray[Any, Any]) -> Tensor:
         h = subject.samples(indices[places])
-        if not bool(torch.isfinite(_outputs(network, h)).all()):
+        if not _is_finite(network, h):
             raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
         return h
 
@@ -345,3 +344,9 @@ def _chain_outputs(chain: Chain, x: Tensor) -> Tensor:
 def _outputs(network: Network, h: Tensor) -> Tensor:
     """The tail's, (n, n_out), some samples at a time."""
     return torch.cat([network.tail(part.clone()) for part in h.split(network.batch)])
+
+
+def _is_finite(network: Network, h: Tensor) -> bool:
+    """Whether the outputs are, of which no more than a batch's are kept."""
+    finite = [torch.isfinite(network.tail(part.clone())).all() for part in h.split(network.batch)]
+    return bool(torch.stack(finite).all())
