@@ -104,28 +104,31 @@ def _width(units: tuple[int, ...]) -> int | None:
     return width if len(units) <= MOST_DEPTH and width <= MOST_WIDTH else None
 
 
-def _product(n_rows: int, n_in: int, n_out: int, *, reads: bool = True, writes: bool = True) -> Work:
+def _product(n_rows: int, n_in: int, n_out: int, *, writes: bool = True) -> Work:
     """A wide layer's, whose rows come from memory and go there, in tiles of 64 x 64."""
     rows, ins, outs = _padded(n_rows, 64), _padded(n_in, 32), _padded(n_out, 64)
     return Work(
-        "", matrix=2.0 * rows * ins * outs, memory=4.0 * (reads * n_rows * n_in + writes * n_rows * n_out),
+        "", matrix=2.0 * rows * ins * outs, memory=4.0 * n_rows * (n_in + writes * n_out),
         cache=4.0 * ins * rows * outs * (2 / 64),
     )  # fmt: skip
 
 
 def connectivity(n: int, units: tuple[int, ...], n_out: int, m: int = 21) -> Work:
-    """All pairs of n samples through a tail of layers of so many units; wide layers' deviations stay in the caches."""
+    """All pairs of n samples through a tail of layers of so many units.
+
+    Wide layers' deviations go to memory and come from there: by each product, and by each activation but the first, which reads
+    none; the outputs' are read once more.
+    """
     from lmn.kernels.connectivity.triton_ops import PAIRS, fused_for
 
     sizes = fused_for(list(units), n_out)
     case = f"connectivity, {'-'.join(map(str, (*units, n_out)))}, N = {n:,}"
     if sizes is None:
         points = int(n * (n - 1) / 2 * (m - 2))
-        run = sum(
-            (_product(points, a, b, reads=False, writes=False) for a, b in itertools.pairwise((*units, n_out))), Work(case)
-        )
+        run = sum((_product(points, a, b) for a, b in itertools.pairwise((*units, n_out))), Work(case))
+        activated = units[0] + 2 * sum(units[1:]) + n_out
         of_activations = points * (sum(units) * _CORE + 6 * n_out)
-        return run + Work("", instructions=of_activations, memory=4.0 * n * n, cache=4.0 * points * 3 * (sum(units) + n_out))
+        return run + Work("", instructions=of_activations, memory=4.0 * n * n + 4.0 * points * activated)
     points = n * (n + PAIRS) // 2 * (m - 2)  # of all segments, whole tiles
     weights = sizes.width**2 * (sizes.depth - 1) + sizes.width * sizes.outputs
     return Work(
