@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from lmn.kernels import triton_report, triton_work
+from lmn.kernels.activations import CORES, STRAIGHT_CORES
 from lmn.kernels.triton_tuned import Choice
 
 _COMPILE = """
@@ -44,6 +45,24 @@ def test_every_case_of_the_report_launches_one_kernel_that_fits_somewhere() -> N
         for backend in ("cuda", "hip"):
             assert launch.tuned.fitting(launch.arguments, backend)
         assert set(launch.arguments) | set(launch.tuned.choices[0].tile) == set(launch.tuned.kernel.arg_names)
+
+
+def launched(*, thorough: bool) -> dict[tuple[str, str, Choice], bool]:
+    """Configurations that kernels are launched in, and whether they are of activations with slopes of their own."""
+    found: dict[tuple[str, str, Choice], bool] = {}
+    for case in triton_report.cases(thorough):
+        arguments = case.launch.arguments
+        cores = [CORES[value] for name, value in arguments.items() if name.startswith("CORE")]
+        for backend in ("cuda", "hip"):
+            for choice in case.launch.tuned.fitting(arguments, backend):
+                of_slopes = found.get((case.operation, backend, choice), False)
+                found[case.operation, backend, choice] = of_slopes or not STRAIGHT_CORES.issuperset(cores)
+    return found
+
+
+def test_every_configuration_is_in_the_default_report() -> None:
+    """With activations of slopes, which take more registers, where there are such."""
+    assert launched(thorough=False) == launched(thorough=True)
 
 
 def test_warps_of_amd_are_twice_as_wide() -> None:

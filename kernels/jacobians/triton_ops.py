@@ -93,13 +93,13 @@ def narrow_maps(
 
 
 def cases(thorough: bool) -> Iterator[Case]:
-    """Forward and reverse, with a last map and without, from the deepest chains."""
-    for depth in range(1, MOST_DEPTH + 1) if thorough else (MOST_DEPTH,):
+    """Forward and reverse, with a last map and without, from the deepest chains, and from the deepest in fewer warps."""
+    for depth in range(1, MOST_DEPTH + 1) if thorough else (2, MOST_DEPTH):
         for core in CORES if thorough else ("abs", "mish"):
             for grams, ends, reverse in itertools.product((False, True), repeat=3):
                 label = f"{depth} x {MOST_WIDTH} {core}, {'inner products' if grams else 'stored'}"
                 label += f", {'reverse' if reverse else 'forward'}{'' if ends else ', narrowed'}"
-                if thorough or reverse:
+                if thorough or (reverse and (depth == MOST_DEPTH or (core == "mish" and ends))):
                     yield Case("jacobians", label, partial(_case, depth, CORES.index(core), grams, ends, reverse))
 
 
