@@ -127,14 +127,7 @@ def error_of(problem: Problem) -> float:
     reference.connectivity(problem, expected, lambda _: None)
     found, wanted = (out, expected) if n_rows is None else (out[:n_rows, n_rows:], expected[:n_rows, n_rows:])
     assert not torch.isnan(found).any()
-    return float((found - wanted).abs().max()) if found.numel() else 0.0
-
-
-@pytest.mark.parametrize("widths", [(3, 33, 1), (5, 20, 30, 7), (5, 20, 17, 20, 33), (5, 16, 17, 18, 40, 7)], ids=len)
-def test_connectivity_for_every_depth(widths: tuple[int, ...]) -> None:
-    problem = problem_of(widths, "silu", 12)
-    assert triton_gpu.fused_for([len(layer.z) for layer in problem.chain.layers], widths[-1]) is not None  # type: ignore[union-attr]
-    assert error_of(problem) < 1e-5
+    return float((found - wanted).detach().abs().max()) if found.numel() else 0.0
 
 
 @pytest.mark.parametrize("n", [1, 2, 17, 33])
@@ -147,11 +140,6 @@ def test_connectivity_of_chains_too_wide_or_deep_for_one_kernel(widths: tuple[in
     problem = problem_of(widths, "gelu", 9)
     assert triton_gpu.fused_for([len(layer.z) for layer in problem.chain.layers], widths[-1]) is None  # type: ignore[union-attr]
     assert error_of(problem) < 1e-5
-
-
-@pytest.mark.parametrize("act", MODULES)
-def test_wide_connectivity_of_every_activation(act: str) -> None:
-    assert error_of(problem_of((3, 70, 30, 20, 9, 2), act, 7)) < 1e-5
 
 
 @pytest.mark.parametrize("chunk", [1, 64, 1 << 27])

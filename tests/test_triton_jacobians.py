@@ -43,12 +43,6 @@ def test_jacobians_for_every_activation(act: str) -> None:
     check((20, 7, 9, 3), act, 5, fused=True)
 
 
-@pytest.mark.parametrize("widths", [(9, 33, 4), (3, 17, 9, 20), (40, 20, 17, 33, 5), (5, 16, 17, 18, 64, 2)], ids=len)
-@pytest.mark.parametrize("act", ["relu", "gelu"])
-def test_jacobians_for_every_depth(widths: tuple[int, ...], act: str) -> None:
-    check(widths, act, 5, fused=True)
-
-
 @pytest.mark.parametrize("n", ODD)
 def test_jacobians_of_any_number_of_points(n: int) -> None:
     check((5, 9, 3), "silu", n, fused=True)

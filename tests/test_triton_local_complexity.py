@@ -12,12 +12,6 @@ import lmn
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    kind.__name__: kind
-    for kind in (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.Hardtanh, nn.Hardsigmoid, nn.Softshrink, nn.SiLU, nn.GELU, nn.ELU,
-                 nn.SELU, nn.Softplus, nn.Hardswish, nn.Mish)
-}  # fmt: skip
-
 
 def mlp(widths: tuple[int, ...], activation: Callable[[], nn.Module]) -> nn.Sequential:
     return double_mlp(widths, activation).float()
@@ -36,20 +30,10 @@ def check(model: nn.Module, n: int, n_in: int, n_directions: int, *, r: float = 
     return got
 
 
-@pytest.mark.parametrize("act", ACTIVATIONS)
-def test_every_activation(act: str) -> None:
-    check(mlp((6, 20, 17, 2), ACTIVATIONS[act]), 3, 6, 6, r=5.0)
-
-
-@pytest.mark.parametrize("widths", [(9, 33, 4), (3, 17, 9, 20), (40, 20, 17, 33, 5), (5, 16, 17, 18, 64, 2)], ids=len)
-def test_every_depth(widths: tuple[int, ...]) -> None:
-    check(mlp(widths, nn.ReLU), 3, widths[0], 3)
-
-
 @pytest.mark.parametrize("widths", [(5, 200, 70, 3), (5, 30, 65, 20, 3), (3, 8, 8, 8, 8, 8, 2), (6, 100, 2)], ids=str)
-@pytest.mark.parametrize("act", ["ReLU", "Hardtanh", "GELU"])
-def test_chains_too_wide_or_deep_for_one_kernel(widths: tuple[int, ...], act: str) -> None:
-    check(mlp(widths, ACTIVATIONS[act]), 2, widths[0], 3, r=1.0)
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Hardtanh, nn.GELU])
+def test_chains_too_wide_or_deep_for_one_kernel(widths: tuple[int, ...], act: type[nn.Module]) -> None:
+    check(mlp(widths, act), 2, widths[0], 3, r=1.0)
 
 
 @pytest.mark.parametrize("n_directions", [1, 2, 9, 17])

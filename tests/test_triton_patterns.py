@@ -56,12 +56,6 @@ def test_every_activation(act: str, widths: tuple[int, ...]) -> None:
     assert len(check(mlp(widths, act), samples(40, 3)).counts) > 5
 
 
-@pytest.mark.parametrize("act", ["ReLU", "Hardtanh"])
-@pytest.mark.parametrize("widths", [(9, 33, 4), (3, 17, 9, 20), (40, 20, 17, 33, 5), (5, 16, 17, 18, 64, 2)], ids=len)
-def test_every_depth(widths: tuple[int, ...], act: str) -> None:
-    check(mlp(widths, act), samples(20, widths[0]))
-
-
 @pytest.mark.parametrize("n", ODD)
 @pytest.mark.parametrize("widths", [NARROW, WIDE], ids=["narrow", "wide"])
 def test_any_number_of_points(n: int, widths: tuple[int, ...]) -> None:
