@@ -79,10 +79,11 @@ def test_words_that_are_full(size: int) -> None:
     "grid",
     [
         lmn.box(-2, 2, [5, 1, 7]),
+        lmn.box(-2, 2, [1, 1, 1]),
         lmn.plane([0, 0, 0.0], [1, 2, 3.0], [3, -1, 1], [4, 9]),
         lmn.line([-3, 2, 1], [2, 0.5, -3], 50),
     ],
-    ids=lambda grid: grid.kind,
+    ids=lambda grid: f"{grid.kind} {grid.counts}",
 )
 @pytest.mark.parametrize("widths", [NARROW, WIDE, (3, 70, 2)], ids=["narrow", "wide", "one layer"])
 def test_regular_grids(grid: Any, widths: tuple[int, ...]) -> None:
@@ -165,6 +166,25 @@ def test_points_on_an_edge_are_patterns_of_their_own(backend: str, width: int) -
     assert found.ids.tolist() == [0, 1, 0, 2, 3]
     assert found.counts.tolist() == [2, 1, 1, 1]
     np.testing.assert_array_equal(found.words[0], found.words[1])
+
+
+@pytest.mark.parametrize("width", [8, 80])
+@pytest.mark.parametrize(
+    "grid", [lmn.line([-1.0, -0.3, 0.7], [1.0, 0.3, -0.7], 41), lmn.box(-1, 1, [5] * 3)], ids=["line", "box"]
+)
+def test_of_a_grid_too(grid: Any, width: int) -> None:
+    """A point amid it is where every unit is zero."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, width, bias=False), nn.ReLU(), nn.Linear(width, 2))
+    with Subject(model, grid) as subject:
+        found, expected = (
+            observe(subject, backend=backend, ids=True, edges_apart=True, threads=1, progress=False).patterns
+            for backend in ("triton", "reference")
+        )
+    for name in ("words", "counts", "first", "ids"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert found.ids is not None
+    assert found.counts[found.ids[grid.n_points // 2]] == 1
 
 
 # ---- the distinct ones -----------------------------------------------------------------------------------------------------

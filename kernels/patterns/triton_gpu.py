@@ -3,6 +3,7 @@ forward passes, packed and hashed by Triton; the distinct ones among them are fo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -60,6 +61,8 @@ def _unsigned(words: Tensor) -> np.ndarray:
 
 
 def _by_points(problem: Problem) -> _Narrow | _Wide | _Program:
+    if problem.edges_apart:  # what is on an edge, a grid's arithmetic rounds to either side
+        problem = replace(problem, lattice=None)
     chain = problem.chain() if problem.dtype == torch.float32 else None
     if chain is None or not chain.layers:
         return _Program(problem)
@@ -147,8 +150,7 @@ class _Wide:
     def __init__(self, problem: Problem, chain: Chain, breakpoints: list[np.ndarray]) -> None:
         self._problem, self._chain, self._breakpoints = problem, chain, breakpoints
         self.n_words = Layout.of(problem.program).n_words + problem.edges_apart
-        n_in = 0 if problem.lattice is not None else chain.n_in
-        widest = max(n_in, *chain.units)
+        widest = max(chain.n_in if problem.lattice is None else len(self._coordinates), *chain.units)
         self.most = min(_POINTS_A_CALL, max(1, _SAMPLE_BYTES // (4 * widest)))
 
     @cached_property
@@ -181,18 +183,27 @@ class _Wide:
     def _on_the_grid(self, lattice: Lattice) -> dict[str, Tensor]:
         """The first affine map of ``_places``."""
         weight, bias = self._chain.first_map
-        steps = weight @ _steps(lattice).T  # (n_units, n_axes)
-        of_places = np.stack([_LOW * steps, steps], axis=2).reshape(len(bias), -1)
+        steps = _steps(lattice) @ weight.T  # (n_axes, n_units)
+        of_coordinates = np.stack([unit * steps[axis] for axis, unit in self._coordinates])
         device = self._problem.device
-        return {"weights": on(device, of_places.T), "bias": on(device, bias + weight @ lattice.origin)}
+        return {"weights": on(device, of_coordinates), "bias": on(device, bias + weight @ lattice.origin)}
+
+    @cached_property
+    def _coordinates(self) -> list[tuple[int, int]]:
+        """The axes of a grid that have points, and in which units: of long ones in two parts that float32 holds."""
+        assert self._problem.lattice is not None
+        counts = enumerate(self._problem.lattice.counts)
+        found = [(axis, unit) for axis, count in counts if count > 1 for unit in (_LOW, 1) if unit < count]
+        return found or [(0, 1)]
 
     def _places(self, indices: np.ndarray) -> Tensor:
-        """Samples; or where in a grid its points are, each coordinate in two parts that float32 holds, (n, 2 n_axes)."""
+        """Samples; or where in a grid its points are, (n, n_coordinates)."""
         problem, lattice = self._problem, self._problem.lattice
         if lattice is None:
             return problem.samples(indices).flatten(1).contiguous()
         places = torch.unravel_index(torch.from_numpy(indices).to(problem.device), lattice.counts)
-        return torch.stack([part for index in places for part in (index // _LOW, index % _LOW)], dim=1).float()
+        parts = [places[axis] // _LOW if unit == _LOW else places[axis] % _LOW for axis, unit in self._coordinates]
+        return torch.stack(parts, dim=1).float()
 
 
 def _steps(lattice: Lattice) -> np.ndarray:

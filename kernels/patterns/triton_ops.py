@@ -176,14 +176,15 @@ def hash_words(words: Tensor, hashes: Tensor) -> None:
 
 
 def cases(thorough: bool) -> Iterator[Case]:
-    """Of points of a grid and of samples, with points on edges told apart and not, of the deepest chains."""
+    """Of points of a grid and of samples, of these with points on edges told apart and not, of the deepest chains."""
     for depth in range(1, MOST_DEPTH + 1) if thorough else (MOST_DEPTH,):
         for core in ("abs", "clamp"):  # those of piecewise-linear activations
             where = ("grid", "some of a grid", "samples") if TAKES_GRIDS else ("samples",)
-            for points, edges in itertools.product(where, (False, True)):
-                if thorough or edges or (points, core) == ("grid", "abs"):
-                    label = f"{depth} x {MOST_WIDTH} {core}, {points}{', edges' if edges else ''}"
-                    yield Case("patterns", label, partial(_narrow_case, depth, core, points, edges))
+            for points in where:  # of a grid, those on edges are not told apart by its arithmetic
+                for edges in (False, True) if points == "samples" else (False,):
+                    if thorough or edges or points != "samples":
+                        label = f"{depth} x {MOST_WIDTH} {core}, {points}{', edges' if edges else ''}"
+                        yield Case("patterns", label, partial(_narrow_case, depth, core, points, edges))
     for core, edges, last in itertools.product(("abs", "clamp"), (False, True), (False, True)):
         label = f"layer, {core}{', last' if last else ''}{', edges' if edges else ''}"
         if thorough or edges:
