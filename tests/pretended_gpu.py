@@ -1,7 +1,7 @@
 """A GPU that is not there: tensors that say they are on cuda:0, hold their values on the CPU, and can't be mixed with others.
 
-Within ``pretended_gpu()``, ``.to("cuda")``, ``device="cuda"`` and ``.cpu()`` work; Triton's kernels run in its interpreter. What
-a real GPU refuses is refused: operands on two devices, ``.numpy()``. Models are moved by ``moved``.
+Within ``pretended_gpu()``, ``.to("cuda")``, ``device="cuda"`` and ``.cpu()`` work; Triton's kernels run in its interpreter.
+What a real GPU refuses is refused: operands on two devices, ``.numpy()``. Models are moved by ``moved``.
 """
 
 from __future__ import annotations

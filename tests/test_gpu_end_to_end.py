@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pretended_gpu import moved, pretended_gpu
-from test_default_device import BOX, LINE, MEASURED, QUIET, X, Model, images, narrow, seeded, smooth, wide
+from test_default_device import BOX, LINE, MEASURED, QUIET, Model, X, images, narrow, seeded, smooth, wide
 from torch import Tensor, nn
 
 import lmn
@@ -49,8 +49,8 @@ MODELS: dict[Model, tuple[str, ...]] = {
 
 def close(found: Any, expected: Any) -> None:
     for one, other in zip(*((each if isinstance(each, tuple) else (each,)) for each in (found, expected)), strict=True):
-        one = one.cpu() if isinstance(one, Tensor) else one
-        np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-4, atol=1e-4)
+        on_cpu = one.cpu() if isinstance(one, Tensor) else one
+        np.testing.assert_allclose(np.asarray(on_cpu), np.asarray(other), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("what", "build"), [(what, build) for build, names in MODELS.items() for what in names])
