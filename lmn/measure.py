@@ -144,17 +144,17 @@ def measure(
         notes=tuple(notes),
         n_sampled=len(indices) if indices is not None and sampled else None,
         indices=indices if sampled else None,
-        **_of_connectivity(found, connectivity, m),
+        **_of_connectivity(found, connectivity, m, threads),
         elapsed=time.perf_counter() - started,
     )
 
 
-def _of_connectivity(found: Computed | None, keep: bool, m: int) -> dict[str, Any]:
+def _of_connectivity(found: Computed | None, keep: bool, m: int, threads: int) -> dict[str, Any]:
     """What a measurement says of the linear connectivity."""
     if found is None:
         return {}
     matrix = found.matrix.clone() if keep else None
-    eigenvalues = eigenvalues_in_place(found.matrix.cpu().numpy())
+    eigenvalues = eigenvalues_in_place(found.matrix.cpu().numpy(), threads)
     complexity = nonlinear_complexity(eigenvalues)
     return {
         "lmn": float(np.exp2(complexity)),

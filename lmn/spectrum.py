@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lmn.errors import LmnError
+from lmn.kernels.threads import torch_threads
 
 _ROUNDING = 1e-5
 _IN_PLACE_FROM = 2049  # rows: a smaller matrix's copy is under 34 MB
@@ -58,7 +62,7 @@ def linear_mapping_number(connectivity: Tensor | np.ndarray[Any, Any]) -> float:
         raise LmnError("a connectivity matrix has ones on its diagonal.")
     if not torch.allclose(matrix, matrix.T, rtol=0, atol=_ROUNDING):
         raise LmnError("a connectivity matrix is symmetric; this one differs from its transpose by more than 1e-5.")
-    return float(2 ** nonlinear_complexity(eigenvalues_in_place(matrix.numpy())))
+    return float(2 ** nonlinear_complexity(eigenvalues_in_place(matrix.numpy(), torch.get_num_threads())))
 
 
 def nonlinear_complexity(eigenvalues: np.ndarray[Any, Any]) -> float:
@@ -68,46 +72,87 @@ def nonlinear_complexity(eigenvalues: np.ndarray[Any, Any]) -> float:
     return float(max(0.0, -(p * np.log2(p)).sum()))  # a single map gives -0.0
 
 
-def eigenvalues_in_place(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def eigenvalues_in_place(matrix: np.ndarray[Any, Any], threads: int) -> np.ndarray[Any, Any]:
     """The eigenvalues of a symmetric matrix, shape (n,), descending, float64. The matrix may be destroyed.
 
     Parameters
     ----------
     matrix : ndarray of shape (n, n), float64, contiguous
+    threads : int
+        At most; of all but large matrices one, which is faster than several that wait for each other.
     """
-    driver = _dsyevd() if len(matrix) >= _IN_PLACE_FROM else None
-    ascending = _eigenvalues_by_lapack(driver, matrix) if driver is not None else np.linalg.eigvalsh(matrix)
-    return ascending[::-1].copy()
+    lapack = _lapack() if len(matrix) >= _IN_PLACE_FROM else None
+    if lapack is not None:
+        with lapack.threads(threads):
+            return _eigenvalues_by_lapack(lapack, matrix)[::-1].copy()
+    with torch_threads(1 if len(matrix) < _IN_PLACE_FROM else threads):
+        return torch.linalg.eigvalsh(torch.from_numpy(matrix)).numpy()[::-1].copy()
 
 
 # NumPy and torch solve a copy of the matrix, which doubles the memory of a large one. LAPACK itself works in place, and both
 # libraries bring it: it is called through the symbol that this installation has, or else the copy is made.
 
 
+@dataclass(frozen=True)
+class _Lapack:
+    """A LAPACK that NumPy brings or was built on.
+
+    Attributes
+    ----------
+    dsyevd : function
+    integer : type
+        Of its arguments.
+    of_threads : tuple of function
+        How many there are, and to set it; none where it is not known how.
+    """
+
+    dsyevd: Any
+    integer: type
+    of_threads: tuple[Any, ...]
+
+    @contextmanager
+    def threads(self, count: int) -> Iterator[None]:
+        """As torch's, NumPy's threads are bounded."""
+        if not self.of_threads:
+            yield
+            return
+        get, put = self.of_threads
+        before = get()
+        put(min(count, before))
+        try:
+            yield
+        finally:
+            put(before)
+
+
 @cache
-def _dsyevd() -> tuple[Any, type] | None:
+def _lapack() -> _Lapack | None:
     import numpy.linalg._umath_linalg as numpy_linalg
 
-    for path, symbol, integer in (
-        (numpy_linalg.__file__, "scipy_dsyevd_64_", ctypes.c_int64),  # NumPy's wheels: OpenBLAS with 64-bit integers
-        (numpy_linalg.__file__, "dsyevd_", ctypes.c_int32),  # NumPy built on a system's LAPACK
+    for dsyevd, integer, ending, prefix in (
+        ("scipy_dsyevd_64_", ctypes.c_int64, "64_", "scipy_"),  # NumPy's wheels: OpenBLAS with 64-bit integers
+        ("dsyevd_", ctypes.c_int32, "", ""),  # NumPy built on a system's LAPACK
     ):
         try:
-            return getattr(ctypes.CDLL(path), symbol), integer
+            library = ctypes.CDLL(numpy_linalg.__file__)
+            found = getattr(library, dsyevd)
         except (OSError, AttributeError):
             continue
+        names = [f"{prefix}openblas_{what}_num_threads{ending}" for what in ("get", "set")]
+        known = all(hasattr(library, name) for name in names)
+        return _Lapack(found, integer, tuple(getattr(library, name) for name in names) if known else ())
     return None
 
 
-def _eigenvalues_by_lapack(driver: tuple[Any, type], matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    function, integer = driver
+def _eigenvalues_by_lapack(lapack: _Lapack, matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    integer = lapack.integer
     n = len(matrix)
     values = np.empty(n)
     info = integer(0)
 
     def call(work: np.ndarray[Any, Any], lwork: int, iwork: Any, liwork: int) -> None:
         pointers = (ctypes.c_char(b"N"), ctypes.c_char(b"L"), integer(n), matrix, integer(n), values, work, integer(lwork))
-        function(
+        lapack.dsyevd(
             *(p.ctypes.data_as(ctypes.c_void_p) if isinstance(p, np.ndarray) else ctypes.byref(p) for p in pointers),
             ctypes.byref(iwork),
             ctypes.byref(integer(liwork)),

@@ -39,7 +39,23 @@ def test_lapack_in_place_gives_numpys_eigenvalues(n: int, monkeypatch: pytest.Mo
     matrix = np.random.default_rng(0).normal(size=(n, n))
     matrix += matrix.T
     expected = np.linalg.eigvalsh(matrix)[::-1]
-    np.testing.assert_allclose(spectrum.eigenvalues_in_place(matrix.copy()), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(spectrum.eigenvalues_in_place(matrix.copy(), 2), expected, rtol=0, atol=1e-12)
+
+
+def test_threads_are_bounded_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    lapack = spectrum._lapack()
+    if lapack is None or not lapack.of_threads:
+        pytest.skip("NumPy's LAPACK is not one whose threads can be set")
+    get, put = lapack.of_threads
+    before, seen, solve = get(), list[int](), spectrum._eigenvalues_by_lapack
+    monkeypatch.setattr(spectrum, "_IN_PLACE_FROM", 0)
+    monkeypatch.setattr(spectrum, "_eigenvalues_by_lapack", lambda *args: (seen.append(get()), solve(*args))[1])
+    put(2)
+    try:
+        spectrum.eigenvalues_in_place(np.eye(3), 1)
+        assert (seen, get()) == ([1], 2)
+    finally:
+        put(before)
 
 
 @pytest.mark.parametrize(
