@@ -57,7 +57,7 @@ def animate(
     try:
         from PIL import Image
     except ImportError as error:
-        raise LmnError("animations need pillow; pip install 'lmn[plot]'.") from error
+        raise LmnError("animations need pillow; pip install pillow.") from error
     values = np.concatenate([quantity(each, fill, options.get("output")) for each in found if isinstance(each, ExactRegions)])
     limits = tuple(options.pop("limits", np.quantile(values, (0.005, 0.995))))
     if fill == "norm" and limits[0] > 0 and limits[1] / limits[0] > _DECADES:

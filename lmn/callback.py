@@ -6,7 +6,6 @@ import operator
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from lmn.grid import as_grid
 from lmn.journal import Row, plain
 from lmn.kept import SETTINGS, Kept
 from lmn.loggers import log_of, named, prefix_of
-from lmn.measure import measure
+from lmn.measure import check_options, measure
 from lmn.measurement import Measurement, is_measured
 from lmn.preserve import beside_training
 from lmn.schedule import Schedule
@@ -27,7 +26,7 @@ from lmn.selection import Select
 from lmn.snapshot import Snapshot
 from lmn.subject import Subject
 from lmn.submodules import unwrapped
-from lmn.wording import counted
+from lmn.wording import counted, warn
 
 if TYPE_CHECKING:
     from lmn.history import History
@@ -56,13 +55,14 @@ class Callback:
         Instead: as often as measuring takes at most this share of the time from the first measurement on. That one is taken at
         once, and waited for; the last step is measured if that share allows.
     extra : callable, optional
-        () to other numbers of the moment, e.g. ``lambda: {"test_loss": ...}``; asked for at each measurement. One of a name
-        that the callback uses itself gets an underscore: ``step_``.
+        () to other numbers of the moment, e.g. ``lambda: {"test_loss": ...}``; asked for at each measurement, and kept in the
+        history beside it. One of a name that the callback uses itself gets an underscore: ``step_``.
     log : callable, SummaryWriter, wandb run or Lightning logger, optional
         Is given the numbers of each measurement, with keys ``lmn/<name>``: a function as (values, step).
     path : str or Path, optional
         A file that each measurement is appended to as a line of JSON. If it has measurements, the callback goes on after them:
-        steps up to the last of them are not measured again.
+        steps up to the last of them are not measured again. Of a training that begins at step 0, those of the training before
+        are renamed, ``history.1.jsonl``.
     name : str, optional
         Of one of several callbacks in a training: its keys are ``lmn/<callback>/<name>``.
     asynchronous : bool
@@ -82,7 +82,7 @@ class Callback:
         A DataFrame of all measurements: step, wall_time (seconds of training, over all runs of one path), the numbers, notes
         (what to know of them), error.
     last : Measurement or None
-        The one before now.
+        The latest.
 
     Raises
     ------
@@ -118,14 +118,18 @@ class Callback:
         if unknown:
             raise LmnError(f"there is no option {', '.join(unknown)}; what measure takes here is {', '.join(_OPTIONS)}.")
         self._grid = as_grid(grid)
+        self._fingerprint = self._grid.fingerprint
         self._what: dict[str, Any] = {"tap": tap, "metrics": metrics, "select": select, "progress": False} | options
+        check_options(**self._what)
         self._schedule = Schedule.of(every, overhead)
         self._prefix = prefix_of(name)
+        if extra is not None and not callable(extra):
+            raise LmnError(f"extra is a function of nothing to other numbers, e.g. lambda: {{'loss': loss}}; got {extra!r}.")
         self._extra, self._log, self._strict = extra or dict, log_of(log, self._prefix), strict
         self._asynchronous = asynchronous
         self._process: int | None = None  # which measures
         self._kept = Kept(path if _is_main_process() else None, strict)
-        self._closed = self._warned_of_done = self._warned_of_log = False
+        self._closed = self._warned_of_done = self._warned_of_log = self._warned_of_extra = False
         self._pool: ThreadPoolExecutor | None = None
         self._in_flight: Future[Row] | None = None
         self._beside: bool | None = None  # whether this model may be measured in another thread
@@ -157,12 +161,25 @@ class Callback:
             return None
         self._check_open()
         step = _whole(step)
-        self._begin()
+        self._begin(step)
         self._collect()
         if step <= self._schedule.reached:
             self._warn_of_done(step)
             return None
         return self._take(model, step, extra) if self._schedule.is_due(step) else None
+
+    def freshen(self, model: nn.Module, step: int) -> None:
+        """Measure a step though it is not due, and wait for it, where something goes by the numbers at it.
+
+        With ``overhead``, only if the share allows.
+        """
+        if not self._is_mine():
+            return
+        step = _whole(step)
+        self._begin(step)
+        self._finish()
+        if step > self._schedule.reached and self._schedule.is_due(step, at_end=True):
+            self._take(model, step, {}, wait=True)
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int | None = None) -> Callback:
         """Measure the model now and after the optimizer's steps.
@@ -171,7 +188,7 @@ class Callback:
         ----------
         step : int, optional
             How many steps the model has been trained. Default: as many as the optimizer remembers (Adam and its kin do, also
-            after ``load_state_dict``, before or after this), else 0.
+            after ``load_state_dict``, before or after this), else 0: plain SGD counts none, so tell where a training goes on.
         """
         self.detach()
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -229,8 +246,8 @@ class Callback:
         if not self._is_mine():
             return
         try:
-            if model is not None:
-                self._begin()
+            if model is not None and step is not None:
+                self._begin(_whole(step))
             self._finish()
             is_new = step is not None and step > self._schedule.reached
             if model is not None and step is not None and is_new and self._schedule.is_due(step, at_end=True):
@@ -244,11 +261,11 @@ class Callback:
             self._schedule.stop()
             self._kept.close()
 
-    def _begin(self) -> None:
+    def _begin(self, step: int) -> None:
         """Once, in the process that measures, which need not be the one that this was made in."""
         if self._process is not None:
             return
-        self._kept.open()
+        self._kept.open(step)
         self._schedule.began, self._schedule.reached = time.perf_counter(), self._kept.reached
         self._process = os.getpid()
 
@@ -259,12 +276,12 @@ class Callback:
     def _warn_of_done(self, step: int) -> None:
         """Once, of steps that an earlier run has measured."""
         earlier = self._kept.reached
-        if step <= earlier and not self._warned_of_done:
+        if step < earlier and not self._warned_of_done:
             self._warned_of_done = True
-            warnings.warn(
+            warn(
                 f"{self._kept.name} has measurements up to step {earlier}, and the training is at step {step}: they are kept, "
-                f"and measuring goes on after step {earlier}; give another training another path=.",
-                stacklevel=3,
+                f"and measuring goes on after step {earlier}. If this is another training, give it another path=; if its steps "
+                "are counted anew, tell where it is, e.g. attach(..., step=...)."
             )
 
     def __enter__(self) -> Callback:
@@ -295,11 +312,20 @@ class Callback:
     def __str__(self) -> str:
         schedule, rows = self._schedule, self.rows
         failed = sum("error" in row for row in rows)
-        how = f"every {schedule.every} steps" if schedule.every is not None else f"at most {schedule.share:.0%} of the time"
+        how = (
+            f"every {counted(schedule.every, 'step')}"
+            if schedule.every is not None
+            else f"at most {schedule.share:.0%} of the time"
+        )
         how += ", in another thread" if self._asynchronous and self._beside is not False else ""
         return (
             f"{counted(len(rows), 'measurement')}, {how}: "
-            f"{schedule.spent:.2f} s of {schedule.elapsed:.2f} s ({schedule.share_so_far:.1%})"
+            f"{schedule.spent:.2f} s of {schedule.elapsed:.2f} s ({schedule.share_so_far:.1%}"
+            + (
+                ", as the first is not put off)"
+                if schedule.share is not None and schedule.share_so_far > schedule.share
+                else ")"
+            )
             + (f"; {failed} failed" if failed else "")
         )
 
@@ -321,13 +347,7 @@ class Callback:
         row = {"step": step, "wall_time": self._kept.seconds + self._schedule.elapsed}
         beside = self._asynchronous and not wait and bool(self._beside)
         inner, began = unwrapped(model), time.perf_counter()
-        try:
-            others = {name: plain(value) for name, value in {**self._extra(), **extra}.items()}
-        except Exception as error:
-            if self._strict:
-                raise
-            self._kept.add(row | self._failed(error))
-            return None
+        others = self._others() | {name: plain(value) for name, value in extra.items()}
         measured = self._copied(inner) if beside else inner
         beside = measured is not inner
         if beside:
@@ -340,13 +360,25 @@ class Callback:
             self._beside = not self._draws(inner)
         return self.last if "error" not in row else None
 
+    def _others(self) -> Row:
+        """What ``extra`` gives; nothing where it fails, which costs no measurement."""
+        try:
+            return {str(name): plain(value) for name, value in dict(self._extra()).items()}
+        except Exception as error:
+            if self._strict:
+                raise
+            if not self._warned_of_extra:
+                self._warned_of_extra = True
+                warn(f"extra= failed, and its numbers are missing; measuring and the training go on: {_told(error)}")
+            return {}
+
     def _copied(self, model: nn.Module) -> nn.Module:
         """A copy; the model itself, which is then waited for, where it can't be copied."""
         try:
             return self._snapshot.of(model)
         except Exception as error:
             self._beside = False
-            warnings.warn(f"the model can't be copied ({error}): measurements are waited for.", stacklevel=2)
+            warn(f"the model can't be copied ({error}): measurements are waited for.")
             return model
 
     def _run(self, model: nn.Module, row: Row, others: Row, spent: float, *, beside: bool) -> Row:
@@ -380,12 +412,12 @@ class Callback:
             torch.cuda.empty_cache()
         if not self._warned and not self._strict:
             self._warned = True
-            warnings.warn(f"a measurement failed, and is recorded as such; the training goes on: {error}", stacklevel=2)
-        return {"error": f"{type(error).__name__}: {error}"}
+            warn(f"a measurement failed, and is recorded as such; the training goes on: {_told(error)}")
+        return {"error": _told(error)}
 
     def _said_of(self, found: Measurement) -> Row:
         """What is no number of a measurement: its tap, and what a reader of the numbers should know."""
-        said = {"tap": self._what["tap"], "notes": "; ".join(found.notes)}
+        said = {"tap": self._what["tap"], "samples": self._fingerprint, "notes": "; ".join(found.notes)}
         return {name: value for name, value in said.items() if value}
 
     def _logged(self, row: Row) -> None:
@@ -399,7 +431,7 @@ class Callback:
                 raise
             if not self._warned_of_log:
                 self._warned_of_log = True
-                warnings.warn(f"a measurement was not logged, and is kept; the training goes on: {error}", stacklevel=2)
+                warn(f"a measurement was not logged, and is kept; the training goes on: {_told(error)}")
 
     def _collect(self) -> None:
         """What another thread has finished is told of here, in the thread that trains."""
@@ -425,9 +457,16 @@ def _with_others(row: Row, others: Row) -> Row:
 def _whole(step: Any) -> int:
     """A step of any library's whole numbers."""
     try:
-        return operator.index(step)
+        whole = operator.index(step)
     except TypeError as error:
         raise LmnError(f"step is a whole number, of steps so far; got {step!r}.") from error
+    if whole < 0:
+        raise LmnError(f"step is a whole number, of steps so far, from 0 on; got {step!r}.")
+    return whole
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _is_main_process() -> bool:

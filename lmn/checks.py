@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -20,6 +21,20 @@ def check_initialised(model: nn.Module) -> None:
     lazy = (UninitializedParameter, UninitializedBuffer)
     if any(isinstance(tensor, lazy) for tensor in [*model.parameters(), *model.buffers()]):
         raise LmnError("the model has lazy modules that are not initialised; run it once on a batch before it is measured.")
+
+
+def check_whole(model: nn.Module) -> None:
+    """Each process has all of it: a part of one that is sharded would wait for the others, in the middle of their training."""
+    tensor, sharded = (sys.modules.get(f"torch.distributed.{name}") for name in ("tensor", "fsdp"))
+    kinds = tuple(
+        getattr(module, name) for module, name in ((tensor, "DTensor"), (sharded, "FullyShardedDataParallel")) if module
+    )
+    if any(isinstance(part, kinds) for part in (*model.parameters(), *model.modules())):
+        raise LmnError(
+            "the model's parameters are sharded over processes (FSDP, or tensor parallelism), and one process measures; gather "
+            "them into a model of their own, e.g. by torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+            "full_state_dict=True, and measure that one."
+        )
 
 
 def check_takes_one_input(model: nn.Module) -> None:

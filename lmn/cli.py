@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import platform
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -147,6 +148,7 @@ def watch(
     """Show a run's measurements in the terminal as they come, each number with its course; Ctrl-C ends it."""
     from lmn.watch import watch as show
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which gives the terminal its cursor back
     with _errors_in_one_line(), suppress(KeyboardInterrupt):
         show(history, once=once)
 
@@ -201,7 +203,7 @@ def doctor(
 
 def _compile_kernels(thorough: bool) -> None:
     if find_spec("triton") is None:
-        raise LmnError("the kernels need triton; pip install 'lmn[gpu]'.")
+        raise LmnError("the kernels need triton; pip install triton.")
     os.environ["TRITON_INTERPRET"] = "0"  # which is asked when they are imported
     from lmn.kernels.triton_report import table
 

@@ -26,6 +26,7 @@ _HEIGHT, _WIDTH = 1.9, 8.0  # inches of a panel
 _ACCURACY = {"acc", "accuracy"}
 _TRAINING, _TESTING = {"train", "training"}, {"test", "testing", "val", "valid", "validation", "eval"}
 _FULL = 0.99  # an accuracy that is full: of mini-batches it may never be 1
+_FAR = 0.9  # and one that is not, of what is memorised
 _OWN = {"step", "wall_time", "elapsed", "error", "n_points", "n_sampled", "m", "n_redone", "epoch"}
 
 
@@ -89,18 +90,19 @@ def times_of(rows: Sequence[Row]) -> tuple[float, float]:
 
 
 def curves(
-    history: History | Sequence[Row], *, columns: Sequence[str] | None = None, log_steps: bool = False, title: str = ""
+    history: History | Sequence[Row], *, columns: str | Sequence[str] | None = None, log_steps: bool = False, title: str = ""
 ) -> Any:
     """Draw a history over the steps: a panel for each kind of number, the axes of what spans decades logarithmic.
 
-    Where there are training and test accuracies, the phases are shaded: memorising until the training accuracy is first full,
-    at least 99 %, then generalising until the test accuracy is, and finalising after. Where the test accuracy never is, what
-    comes after memorising is called memorised. A grey line marks a measurement that failed.
+    Where there are training and test accuracies, and the test accuracy is below 90 % when the training accuracy is first full,
+    at least 99 %, the phases are shaded: memorising until then, generalising until the test accuracy is full, and finalising
+    after. Where the test accuracy never is, what comes after memorising is called memorised. A dotted line marks a measurement
+    that failed.
 
     Parameters
     ----------
     history : History or sequence of dict
-    columns : sequence of str, optional
+    columns : str or sequence of str, optional
         Which to draw. Default: all that are measured, losses and accuracies, and others that change.
     log_steps : bool
         A logarithmic axis of steps; step 0 is left of it.
@@ -117,7 +119,9 @@ def curves(
     """
     rows = list(history) if not hasattr(history, "to_dict") else history.to_dict("records")
     plt = matplotlib_pyplot()
-    table = table_of(rows)
+    table, columns = table_of(rows), [columns] if isinstance(columns, str) else columns
+    if columns is not None and not len(columns):
+        raise LmnError("there is nothing to draw: no columns are named; leave columns= out for all that are measured.")
     absent = [name for name in columns or () if name not in table]
     if absent:
         raise LmnError(f"the history has no column {', '.join(absent)} of numbers; it has {', '.join(table)}.")
@@ -126,18 +130,17 @@ def curves(
         panels = [panel for panel in panels if panel.label in _LABELS or _changes(table[panel.columns[0]])]
     if not panels:
         raise LmnError("there is nothing to draw: the history has no measurement that succeeded.")
-    steps = table["step"]
+    steps, failed = table["step"], np.array(["error" in row and isinstance(row["error"], str) for row in rows])
     figure, axes = plt.subplots(
         len(panels), 1, sharex=True, squeeze=False, figsize=(_WIDTH, 0.7 + _HEIGHT * len(panels)), layout="constrained"
     )
     for number, (panel, ax) in enumerate(zip(panels, axes[:, 0], strict=True)):
-        _draw(ax, panel, steps, table)
+        _draw(ax, panel, steps, table, failed)
         _shade(ax, table, labelled=number == 0)
-        for row in rows:
-            if isinstance(row.get("error"), str):
-                ax.axvline(row["step"], color="#999999", linewidth=0.8, linestyle=":")
+        for step in steps[failed]:
+            ax.axvline(step, color="#999999", linewidth=0.8, linestyle=":")
     last = axes[-1, 0]
-    last.set_xlabel("training step")
+    last.set_xlabel("training step" + (" (dotted: a measurement failed)" if failed.any() else ""))
     if log_steps:
         last.set_xscale("symlog", linthresh=max(1, min((s for s in steps if s > 0), default=1)))
     if steps.max() > steps.min():
@@ -159,11 +162,12 @@ def table_of(rows: Sequence[Row]) -> dict[str, Array]:
     return table
 
 
-def _draw(ax: Any, panel: Panel, steps: Array, table: dict[str, Array]) -> None:
+def _draw(ax: Any, panel: Panel, steps: Array, table: dict[str, Array], failed: Array) -> None:
     for name, colour in zip(panel.columns, COLOURS * len(panel.columns), strict=False):
         values = table[name]
         there = np.isfinite(values)
         marker = "o" if there.sum() < 40 else ""
+        there |= failed  # where a measured number is missing, which parts its curve
         style = "--" if "train" in name and len(panel.columns) > 1 else "-"
         ax.plot(steps[there], values[there], style, marker=marker, markersize=2.5, color=colour, label=name.replace("_", " "))
     ax.set_ylabel(panel.label)
@@ -193,8 +197,9 @@ def _shade(ax: Any, table: dict[str, Array], *, labelled: bool) -> None:
         return
     steps = table["step"]
     memorised, generalised = _first_full(train), _first_full(test)
-    ends = [steps[0], *(steps[at] if at is not None else steps[-1] for at in (memorised, generalised)), steps[-1]]
-    ends[2] = max(ends[1], ends[2])
+    if memorised is None or not test[memorised] < _FAR * _most(test):  # a training that generalises as it goes
+        return
+    ends = [steps[0], steps[memorised], steps[-1] if generalised is None else steps[generalised], steps[-1]]
     phases = _PHASES if generalised is not None else (_PHASES[0], _MEMORISED)
     for (name, colour), begin, end in zip(phases, ends, ends[1:], strict=False):
         if end > begin:
@@ -212,7 +217,11 @@ def _accuracy(table: dict[str, Array], kinds: set[str]) -> Array | None:
     return table[names[0]] if names else None
 
 
+def _most(accuracy: Array) -> float:
+    """1, or 100 of percentages."""
+    return 100.0 if np.nanmax(accuracy) > 1 else 1.0
+
+
 def _first_full(accuracy: Array) -> int | None:
-    full = 100.0 if np.nanmax(accuracy) > 1 else 1.0
-    at = np.flatnonzero(accuracy >= _FULL * full)
+    at = np.flatnonzero(accuracy >= _FULL * _most(accuracy))
     return int(at[0]) if len(at) else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,11 @@ class Samples:
     @property
     def n_points(self) -> int:
         return len(self.values)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """By which others are told apart."""
+        return "" if self.values.is_meta else _fingerprint(self.values)
 
     def at(self, indices: Tensor, like: Tensor | None = None) -> Tensor:
         """The points of ascending indices: a view where they follow one another."""
@@ -63,6 +70,11 @@ class RegularGrid:
     @property
     def n_points(self) -> int:
         return math.prod(self.counts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """By which others are told apart."""
+        return _fingerprint(self.origin, self.axes, torch.tensor(self.counts, device="cpu"))
 
     @property
     def points(self) -> Tensor:
@@ -256,3 +268,10 @@ def _counts(n: Any, n_axes: int) -> tuple[int, ...]:
             f"a grid of {n_axes} axes with {min(counts)} to {max(counts)} points has more than 2^62; measure over samples."
         )
     return tuple(int(c) for c in counts)
+
+
+def _fingerprint(*tensors: Tensor) -> str:
+    crc = 0
+    for tensor in tensors:
+        crc = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"

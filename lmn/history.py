@@ -11,7 +11,7 @@ from lmn.journal import Row
 try:
     import pandas as pd
 except ModuleNotFoundError as error:
-    raise LmnError("a history is a pandas DataFrame, which is not installed; pip install 'lmn[frames]'.") from error
+    raise LmnError("a history is a pandas DataFrame, which is not installed; pip install pandas.") from error
 
 
 class History(pd.DataFrame):
@@ -28,7 +28,9 @@ class History(pd.DataFrame):
         return cls(list(rows), columns=names)
 
     def plot(self, *args: Any, **kwargs: Any) -> Any:
-        """The numbers over the steps; see :func:`lmn.curves.curves`."""
+        """The numbers over the steps; see :func:`lmn.curves.curves`. With what only pandas knows, x=, y= or kind=, its plot."""
+        if {"x", "y", "kind"} & kwargs.keys():
+            return pd.DataFrame(self).plot(*args, **kwargs)
         from lmn.curves import curves
 
         return curves(self, *args, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -32,6 +33,9 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._begin()
+
+    def _begin(self) -> None:
         self._file = _opened(self.path)
         self._release = weakref.finalize(self, os.close, self._file)  # if nobody closes it
         _open.add(self)
@@ -61,7 +65,7 @@ class Journal:
         """Write a row of ``plain`` values."""
         if not self._release.alive:
             raise OSError("the file is closed")
-        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        line = f"{_json(row)}\n".encode()
         before = os.fstat(self._file).st_size
         try:
             if os.write(self._file, line) != len(line):
@@ -69,6 +73,19 @@ class Journal:
         except OSError:
             os.truncate(self._file, before)
             raise
+
+    @property
+    def is_deleted(self) -> bool:
+        return os.fstat(self._file).st_nlink == 0
+
+    def set_aside(self) -> Path:
+        """Rename the file, and begin another one in its place; returns where the one before is."""
+        numbers = itertools.count(1)
+        to = next(to for number in numbers if not (to := self.path.with_suffix(f".{number}{self.path.suffix}")).exists())
+        self.path.rename(to)
+        self.close()
+        self._begin()
+        return to
 
     def close(self) -> None:
         self._release()  # of the lock, too
@@ -161,6 +178,7 @@ def _rows_of(path: Path, begin: int = 0, before: int = 0) -> tuple[list[Row], in
     except OSError as error:
         raise LmnError(f"can't read {path}: {error.strerror}.") from error
     rows, whole = [], begin
+    content = content.rstrip(b"\0")  # what a file system may leave of a write when the power fails
     for number, line in enumerate(content.splitlines(keepends=True), before + 1):
         if not line.strip():  # the end of a line whose row was read without it
             whole += len(line)
@@ -170,7 +188,10 @@ def _rows_of(path: Path, begin: int = 0, before: int = 0) -> tuple[list[Row], in
         except ValueError as error:
             if not line.endswith(b"\n") and (line.startswith(_BEGINS) or _BEGINS.startswith(line)):  # a write that was cut off
                 break
-            raise LmnError(f"line {number} of {path} is no measurement ({error}); give another path.") from error
+            raise LmnError(
+                f"line {number} of {path} is no measurement ({error}); delete the line if the file is of measurements, or give "
+                "another path."
+            ) from error
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             raise LmnError(f"line {number} of {path} is no measurement (it has no step); give another path.")
         rows.append(row)
@@ -179,13 +200,26 @@ def _rows_of(path: Path, begin: int = 0, before: int = 0) -> tuple[list[Row], in
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: of a number of any library the number, of a NaN none, of what is neither its string."""
+    """A value as a row has it: of a number of any library the number, of a NaN none, of many a list, of all else its string."""
     if value is None or isinstance(value, str | bool):
         return value
+    if getattr(value, "ndim", 0):
+        value = value.tolist()
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
     try:
         number = value if isinstance(value, int) else value.item() if hasattr(value, "item") else float(value)
-        return number if isinstance(number, int) or math.isfinite(number) else None
+        return number if isinstance(number, int) or not math.isnan(number) else None
     except (TypeError, ValueError, RuntimeError):
         return str(value)
+
+
+def _json(value: Any) -> str:
+    """JSON, in which an infinity is a number that is too large."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(name)}: {_json(each)}' for name, each in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_json, value))}]"
+    if isinstance(value, float) and math.isinf(value):
+        return "1e999" if value > 0 else "-1e999"
+    return json.dumps(value, allow_nan=False)

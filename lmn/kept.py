@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from lmn.errors import LmnError
 from lmn.journal import Journal, Row, look
+from lmn.wording import warn
 
-SETTINGS = ("n_points", "n_sampled", "m", "tap")  # only measurements that agree in them compare
+SETTINGS = ("n_points", "n_sampled", "m", "tap", "samples")  # only measurements that agree in them compare
 
 
 class Kept:
@@ -42,6 +42,8 @@ class Kept:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, strict: bool) -> None:
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise LmnError(f"path is a file's name; got {path!r}.")
         self._path, self._strict = None if path is None else os.path.abspath(path), strict
         self._rows: list[Row] = [] if self._path is None else look(self._path)
         self._lock = threading.Lock()
@@ -68,8 +70,8 @@ class Kept:
     def name(self) -> str:
         return "this callback" if self._path is None else self._path
 
-    def open(self) -> None:
-        """Begin to write.
+    def open(self, step: int) -> None:
+        """Begin to write, of a training that is at a step: after the rows of an earlier run, unless it begins anew.
 
         Raises
         ------
@@ -81,9 +83,31 @@ class Kept:
             if self._journal.rows:
                 self._rows = self._journal.rows
                 self._look_back()
+            if step == 0 < self.reached:
+                self._set_aside(self._journal)
             for row in [] if self._journal.rows else self._rows:  # that were recalled
                 self._journal.append(row)
+        elif step == 0 < self.reached:
+            self._rows = []
+            self._look_back()
         self.is_open = True
+
+    def _set_aside(self, journal: Journal) -> None:
+        """Keep the rows of another training in a file of their own."""
+        try:
+            where = journal.set_aside()
+        except OSError as error:
+            warn(
+                f"{self.name} has measurements up to step {self.reached} and can't be renamed ({error.strerror}), and the "
+                f"training is at step 0: measuring goes on after step {self.reached}; give another training another path=."
+            )
+            return
+        warn(
+            f"{self.name} has measurements up to step {self.reached}, and the training is at step 0: they are now {where}. "
+            f"If the training goes on, tell the step, e.g. attach(..., step={self.reached})."
+        )
+        self._rows = []
+        self._look_back()
 
     def recall(self, rows: Sequence[Row]) -> None:
         """Go on after the rows of an earlier run, unless the file has them."""
@@ -105,16 +129,20 @@ class Kept:
                 return
             self._unwritten.append(row)
             try:
+                if self._journal.is_deleted:
+                    warn(f"{self.name} was deleted; it is written again.")
+                    self._journal.close()
+                    self._journal, self._unwritten = Journal(self._journal.path), list(self._rows)
                 while self._unwritten:
                     self._journal.append(self._unwritten[0])
                     self._unwritten.pop(0)
             except OSError as error:
                 if self._strict:
                     raise
-                warnings.warn(f"a measurement was not written to {self.name} ({error}); it is kept.", stacklevel=2)
+                warn(f"a measurement was not written to {self.name} ({error}); it is kept.")
 
     def _compare(self, row: Row) -> None:
-        """Tell once where the numbers of an earlier run, and these, are of different things."""
+        """Tell once, and note, where the numbers of an earlier run, and these, are of different things."""
         before, now = self._settings, self._settings_of([row])
         if now is None:
             return
@@ -123,10 +151,10 @@ class Kept:
             differ = ", ".join(
                 f"{name} was {before[name]} and is {now[name]}" for name in SETTINGS if before[name] != now[name]
             )
-            warnings.warn(
+            row["notes"] = "; ".join(filter(None, [row.get("notes"), f"not to be compared with those before: {differ}"]))
+            warn(
                 f"the measurements before in {self.name} do not compare with those from step {row['step']} on: {differ}; "
-                "measure as before, or give another path=.",
-                stacklevel=2,
+                "measure as before, or give another path=."
             )
 
     def close(self) -> None:

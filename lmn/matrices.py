@@ -28,7 +28,7 @@ def clustered(connectivity: Array) -> Array:
     try:
         from sklearn.cluster import SpectralClustering
     except ImportError as error:
-        raise LmnError("the order by clusters needs scikit-learn; pip install 'lmn[plot]'.") from error
+        raise LmnError("the order by clusters needs scikit-learn; pip install scikit-learn.") from error
     clusters = min(_N_CLUSTERS, len(connectivity))
     if clusters < 2:
         return np.arange(len(connectivity))

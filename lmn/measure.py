@@ -20,7 +20,7 @@ from lmn.local_complexity import find as local_complexity_of
 from lmn.measurement import Measurement
 from lmn.partition import Regions
 from lmn.regions import find, is_geometric
-from lmn.selection import Select
+from lmn.selection import Select, check_select
 from lmn.spectrum import eigenvalues_in_place, nonlinear_complexity
 from lmn.subject import Subject
 
@@ -101,13 +101,8 @@ def measure(
     >>> measurement.lmn, measurement.n_points
     """
     started = time.perf_counter()
-    known = metrics is None or (isinstance(metrics, Sequence) and len(metrics) > 0 and all(name in METRICS for name in metrics))
-    if not known or isinstance(metrics, str):
-        raise LmnError(f"metrics is a sequence of names out of {METRICS}; got {metrics!r}.")
-    check_name("connectivity", backend)
-    m = check_segments(m)
-    max_regions = whole_number(max_regions, "max_regions", 1)
-    threads = thread_count(threads)
+    check_options(metrics, select, backend, m, max_points, seed, max_regions, threads)
+    m, threads = int(m), thread_count(threads)
     points = as_grid(grid)
     indices = _sample(points.n_points, max_points, seed)
     notes: list[str] = []
@@ -147,6 +142,36 @@ def measure(
         **_of_connectivity(found, connectivity, m, threads),
         elapsed=time.perf_counter() - started,
     )
+
+
+def check_options(
+    metrics: Sequence[str] | None = None,
+    select: Select | None = None,
+    backend: str = "auto",
+    m: int = 21,
+    max_points: int | None = 2048,
+    seed: int = 0,
+    max_regions: int = 1_000_000,
+    threads: int | None = None,
+    **_others: Any,
+) -> None:
+    """Of ``measure``, those that need no model to be told from what is none.
+
+    Raises
+    ------
+    LmnError
+    """
+    known = metrics is None or (isinstance(metrics, Sequence) and len(metrics) > 0 and all(name in METRICS for name in metrics))
+    if not known or isinstance(metrics, str):
+        raise LmnError(f"metrics is a sequence of names out of {METRICS}; got {metrics!r}.")
+    check_select(select)
+    check_name("connectivity", backend)
+    check_segments(m)
+    if max_points is not None:
+        whole_number(max_points, "max_points (or None)", 1)
+    whole_number(seed, "seed", 0)
+    whole_number(max_regions, "max_regions", 1)
+    thread_count(threads)
 
 
 def _of_connectivity(found: Computed | None, keep: bool, m: int, threads: int) -> dict[str, Any]:
@@ -208,8 +233,7 @@ def _local_complexity(
 
 def _sample(n_points: int, max_points: int | None, seed: int) -> Tensor | None:
     """The indices of the points to take, ascending, or None for all."""
-    if max_points is None or n_points <= whole_number(max_points, "max_points (or None)", 1):
+    if max_points is None or n_points <= max_points:
         return None
-    seed = whole_number(seed, "seed", 0)
     drawn = np.random.default_rng(seed).choice(n_points, max_points, replace=False, shuffle=False)
     return torch.from_numpy(np.sort(drawn))

@@ -22,7 +22,7 @@ from lmn.memory import working_bytes
 from lmn.preserve import UNKNOWN, Habits, autocast_restored, observed, preserved
 from lmn.program import program
 from lmn.remembered import Remembered
-from lmn.selection import Root, Select
+from lmn.selection import Root, Select, check_select
 from lmn.submodules import output_replaced, outputs_of, own_sizes, submodule, unwrapped
 from lmn.tail_graph import TailGraph
 from lmn.tracing import Growth, growth, traced_by_running, traced_symbolically, why_untraceable
@@ -78,8 +78,7 @@ class Network:
         self.model = unwrapped(model)
         self.tap = tap
         check_initialised(self.model)
-        if select is not None and not callable(select):
-            raise LmnError(f"select= is a function of the model's output, e.g. lambda out: out[0]; got {select!r}.")
+        check_select(select)
         self._tap_module = submodule(model, self.tap)
         self._root = Root(self.model, select)
         self._casts: dict[tuple[nn.Module, torch.dtype], dict[str, Tensor]] = {}

@@ -193,7 +193,7 @@ class ObservedRegions(Regions):
         # A regular grid's points are no independent draws, of which alone these are estimates.
         unseen = f"coverage {self.coverage:.1%}, at least {self.lower_bound:.0f} by Chao1; " if not self.regular else ""
         lines = [
-            f"{counted(self.count, 'activation region')} observed at {self.n_points} points",
+            f"{counted(self.count, 'activation region')} observed at {counted(self.n_points, 'point')}",
             f"{unseen}after each layer {after}; {self.elapsed:.2f} s",
         ]
         if self.limited_by_points:
@@ -201,7 +201,7 @@ class ObservedRegions(Regions):
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"ObservedRegions(count={self.count}, at {self.n_points} points)"
+        return f"ObservedRegions(count={self.count}, at {counted(self.n_points, 'point')})"
 
 
 def _maps(program: Program, samples: Tensor) -> tuple[Array, Array]:

@@ -133,7 +133,7 @@ def matplotlib_pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise LmnError("plots need matplotlib; install it with pip install 'lmn[plot]'.") from error
+        raise LmnError("plots need matplotlib; pip install matplotlib.") from error
     return plt
 
 

@@ -45,6 +45,8 @@ def report(path: Path, to: Path) -> None:
     LmnError
         A file that can't be read or written; matplotlib is not installed.
     """
+    if to.exists() and to.samefile(path):
+        raise LmnError(f"{to} is the measurements themselves; give the page another name, e.g. -o report.html.")
     rows = read(path)
     page = page_of(path.name, rows)
     try:

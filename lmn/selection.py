@@ -12,6 +12,11 @@ from lmn.errors import LmnError, in_short
 Select = Callable[[Any], Tensor]
 
 
+def check_select(select: Any) -> None:
+    if select is not None and not callable(select):
+        raise LmnError(f"select= is a function of the model's output, e.g. lambda out: out[0]; got {select!r}.")
+
+
 class Root(nn.Module):
     """The model followed by the selection of its output: one tensor with the batch first.
 

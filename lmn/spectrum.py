@@ -86,7 +86,8 @@ def eigenvalues_in_place(matrix: np.ndarray[Any, Any], threads: int) -> np.ndarr
         with lapack.threads(threads):
             return _eigenvalues_by_lapack(lapack, matrix)[::-1].copy()
     with torch_threads(1 if len(matrix) < _IN_PLACE_FROM else threads):
-        return torch.linalg.eigvalsh(torch.from_numpy(matrix)).numpy()[::-1].copy()
+        ascending: np.ndarray[Any, Any] = torch.linalg.eigvalsh(torch.from_numpy(matrix)).numpy()
+    return ascending[::-1].copy()
 
 
 # NumPy and torch solve a copy of the matrix, which doubles the memory of a large one. LAPACK itself works in place, and both

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmn.checks import check_whole
 from lmn.errors import LmnError
 from lmn.grid import RegularGrid, Samples
 from lmn.network import Network
@@ -25,6 +26,7 @@ class Subject:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise LmnError(f"the model is {type(model).__name__}; give a torch.nn.Module.")
+        check_whole(unwrapped(model))
         self.grid = grid
         with alone_with(unwrapped(model)):
             like = _like(unwrapped(model))

@@ -16,7 +16,7 @@ from lmn.wording import counted
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LEAST_WIDTH, _MOST_WIDTH = 8, 60  # characters of a sparkline
-_COLUMN = 12  # of a column of numbers
+_COLUMN, _NUMBER = 12, 10  # of a column of numbers, and of one number
 _LINES = 4  # of the terminal that are not of the table's rows
 _EVERY = 1.0  # seconds between looks at the file
 
@@ -49,25 +49,27 @@ def view(path: Path, rows: Sequence[Row], width: int, height: int | None = None)
     parts: list[Any] = [Text(f"{path}  step {last['step']:,}  {said}", style="bold")]
     table = table_of(rows)
     names = numbers_of(table)
-    left = width - max(map(len, names), default=0) - 2
+    widest = min(max(map(len, names), default=0), max(_LEAST_WIDTH, width - 2 - _NUMBER - _LEAST_WIDTH))
+    left = width - widest - 2
     columns = ["last", "least", "most"] if left >= 3 * _COLUMN + _LEAST_WIDTH else ["last"]
     shown = Table(box=None, pad_edge=False, header_style="dim")
-    shown.add_column("", no_wrap=True, overflow="ellipsis")
+    shown.add_column("", no_wrap=True, overflow="ellipsis", width=widest)
     for column in columns:
-        shown.add_column(column, justify="right", no_wrap=True)
+        shown.add_column(column, justify="right", no_wrap=True, min_width=_NUMBER - 1)
     shown.add_column("course", no_wrap=True)
     most = len(names) if height is None else max(1, height - _LINES - bool(failed) - bool(last.get("notes")))
     for name in names if len(names) <= most else names[: most - 1]:
         values = table[name]
         finite = values[np.isfinite(values)]
         cells = {"last": finite[-1], "least": finite.min(), "most": finite.max()}
-        course = sparkline(values, max(_LEAST_WIDTH, min(left - _COLUMN * len(columns), _MOST_WIDTH)))
+        room = left - (_COLUMN if len(columns) > 1 else _NUMBER + 1) * len(columns)
+        course = sparkline(values, max(_LEAST_WIDTH, min(room, _MOST_WIDTH)))
         old = not np.isfinite(values[-1])  # the last measurement has none
         shown.add_row(
             Text(name, style="dim" if old else ""), *(f"{cells[column]:.4g}" for column in columns),
             Text(course, style="dim" if old else "red" if name == "lmn" else "cyan"),
         )  # fmt: skip
-    parts.append(shown)
+    parts += [shown] if names else []
     if len(names) > most:
         parts.append(Text(f"and {len(names) - most + 1} more, in a higher window or by lmn report", style="dim"))
     if failed:
@@ -90,6 +92,8 @@ def watch(path: Path, *, once: bool) -> None:
         return
     file = Follower(path)
     file.update()
+    if not console.is_terminal:
+        _tell(console, file)
     with Live(view(path, file.rows, *console.size), console=console, auto_refresh=False) as live:
         size = console.size
         while True:
@@ -97,6 +101,15 @@ def watch(path: Path, *, once: bool) -> None:
             if file.update() or console.size != size:
                 size = console.size
                 live.update(view(path, file.rows, *size), refresh=True)
+
+
+def _tell(console: Any, file: Follower) -> None:
+    """Without end, to where nothing can be written over: each time there is something new."""
+    while True:
+        if file.rows:
+            console.print(view(file.path, file.rows, console.width))
+        while not file.update():
+            time.sleep(_EVERY)
 
 
 def _duration(seconds: float) -> str:

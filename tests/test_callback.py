@@ -314,7 +314,7 @@ def test_a_logger_that_fails_does_not_stop_the_training() -> None:
         raise RuntimeError("the run is finished")
 
     callback = lmn.Callback(data()[0], every=1, log=fails, **OPTIONS)
-    with pytest.warns(UserWarning, match="was not logged, and is kept; the training goes on: the run is finished"):
+    with pytest.warns(UserWarning, match="was not logged, and is kept; .*: RuntimeError: the run is finished"):
         callback(built()[0], 0)
     callback(built()[0], 1)
     assert len(callback.rows) == 2
@@ -322,13 +322,52 @@ def test_a_logger_that_fails_does_not_stop_the_training() -> None:
         lmn.Callback(data()[0], log=fails, strict=True, **OPTIONS)(built()[0], 0)
 
 
+@pytest.mark.parametrize("failing", [lambda: {}["loss"], lambda: None, lambda: 3])
+def test_extra_that_fails_costs_no_measurement(failing: Callable[[], Any]) -> None:
+    callback = lmn.Callback(data()[0], every=1, extra=failing, **OPTIONS)
+    with pytest.warns(UserWarning, match=r"extra= failed, and its numbers are missing; .*(KeyError: 'loss'|TypeError)"):
+        assert callback(built()[0], 0, train_loss=2.0) is not None
+    callback(built()[0], 1)
+    assert [("lmn" in row, row.get("train_loss")) for row in callback.rows] == [(True, 2.0), (True, None)]
+    with pytest.raises((KeyError, TypeError)):
+        lmn.Callback(data()[0], extra=failing, strict=True, **OPTIONS)(built()[0], 0)
+
+
+def test_warnings_show_the_users_line() -> None:
+    model, optimizer = built()
+    callback = lmn.Callback(data()[0], every=1, extra=lambda: None, **OPTIONS)
+    with pytest.warns(UserWarning, match="extra= failed") as told:
+        callback.attach(model, optimizer)
+    assert [each.filename for each in told] == [__file__]
+
+
+def test_what_can_not_be_measured_at_all_stops_at_once() -> None:
+    with pytest.raises(lmn.LmnError, match="no submodule 'nope'"):
+        lmn.Callback(data()[0], **(OPTIONS | {"tap": "nope"}))(built()[0], 0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"metrics": ("nope",)}, "nope"), ({"backend": "nope"}, "there is no backend"), ({"tap": "nope"}, "no submodule 'nope'")],
+    [
+        ({"metrics": ("nope",)}, "nope"),
+        ({"backend": "nope"}, "there is no backend"),
+        ({"select": 3}, "select= is a function"),
+        ({"m": 2}, "m, the number of points"),
+        ({"seed": "x"}, "seed is a whole number"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"max_points": 0}, "max_points"),
+        ({"extra": {"loss": 1.0}}, "extra is a function"),
+        ({"path": 3}, "path"),
+    ],
 )
-def test_what_can_not_be_measured_at_all_stops_at_once(options: dict[str, Any], message: str) -> None:
+def test_options_are_looked_at_when_it_is_made(options: dict[str, Any], message: str) -> None:
     with pytest.raises(lmn.LmnError, match=message):
-        lmn.Callback(data()[0], **(OPTIONS | options))(built()[0], 0)
+        lmn.Callback(data()[0], **(OPTIONS | options))
+
+
+def test_steps_are_counted_from_zero() -> None:
+    with pytest.raises(lmn.LmnError, match="from 0 on; got -1"):
+        lmn.Callback(data()[0])(built()[0], -1)
 
 
 # ---- kinds of training -------------------------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 import itertools
 import json
+import math
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -135,15 +138,62 @@ def test_what_a_row_has_itself_is_not_overridden(tmp_path: Path) -> None:
     assert [row[name] for name in names] == list(own.values())
 
 
-def test_a_second_training_in_one_file_is_told_of(tmp_path: Path) -> None:
-    for again in (False, True):
-        callback = lmn.Callback(data()[0], every=5, path=tmp_path / "history.jsonl", **OPTIONS)
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            for step in range(8):
+def steps_of(path: Path) -> list[int]:
+    return [row["step"] for row in journal.read(path)]
+
+
+def trained(path: Path, steps: Iterable[int]) -> list[str]:
+    """What is warned of, where a training of these steps is measured every 5."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with lmn.Callback(data()[0], every=5, path=path, **OPTIONS) as callback:
+            for step in steps:
                 callback(built()[0], step)
-        callback.close()
-        assert [str(each.message).endswith("give another training another path=.") for each in told] == [True] * again
+    assert all(each.filename == __file__ for each in told)
+    return [str(each.message) for each in told]
+
+
+def test_a_training_that_begins_anew_has_a_file_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    assert trained(path, range(8)) == []
+    for number in (1, 2):
+        (told,) = trained(path, range(11))
+        assert (
+            f"up to step {5 * number}, and the training is at step 0: they are now {tmp_path / f'history.{number}.jsonl'}"
+            in told
+        )
+        assert steps_of(tmp_path / f"history.{number}.jsonl") == ([0, 5] if number == 1 else [0, 5, 10])
+        assert steps_of(path) == [0, 5, 10]
+
+
+def test_a_training_that_goes_on_earlier_keeps_what_was_measured(tmp_path: Path) -> None:
+    """From a checkpoint; and from where it was, nothing is to be told."""
+    path = tmp_path / "history.jsonl"
+    trained(path, range(11))
+    (told,) = trained(path, range(7, 16))
+    assert "has measurements up to step 10, and the training is at step 7: they are kept" in told
+    assert trained(path, range(15, 21)) == []
+    assert steps_of(path) == [0, 5, 10, 15, 20]
+
+
+def test_a_file_that_is_deleted_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    with lmn.Callback(data()[0], every=1, path=path, **OPTIONS) as callback:
+        callback(built()[0], 0)
+        path.unlink()
+        with pytest.warns(UserWarning, match="was deleted; it is written again"):
+            callback(built()[0], 1)
+    assert steps_of(path) == [0, 1]
+
+
+def test_what_a_power_failure_leaves_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    trained(path, [0])
+    with path.open("ab") as file:
+        file.write(bytes(100))
+    assert steps_of(path) == [0]
+    assert trained(path, [5]) == []
+    assert steps_of(path) == [0, 5]
 
 
 @pytest.mark.parametrize(
@@ -152,18 +202,25 @@ def test_a_second_training_in_one_file_is_told_of(tmp_path: Path) -> None:
         ({"m": 7}, "m was 5 and is 7"),
         ({"tap": "1"}, "tap was None and is 1"),
         ({"max_points": 9}, "n_sampled was None and is 9"),
+        ({"grid": data()[0].flip(0)}, "samples was [0-9a-f]{8} and is [0-9a-f]{8}"),
     ],
 )
 def test_measurements_that_do_not_compare_with_those_before_are_told_of(
     changed: dict[str, object], said: str, tmp_path: Path
 ) -> None:
-    for step, options in enumerate((OPTIONS, OPTIONS, OPTIONS | changed)):
-        with lmn.Callback(data()[0], path=tmp_path / "history.jsonl", every=1, **options) as callback:
+    for step, options in enumerate((OPTIONS | {}, OPTIONS | {}, OPTIONS | changed)):
+        grid = options.pop("grid", data()[0])
+        with lmn.Callback(grid, path=tmp_path / "history.jsonl", every=1, **options) as callback:
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
                 callback(built()[0], 2 * step)
                 callback(built()[0], 2 * step + 1)
-            assert [said in str(each.message) for each in told] == [True] * (step == 2)
+            assert [bool(re.search(said, str(each.message))) for each in told] == [True] * (step == 2)
+    noted = [row.get("notes", "") for row in callback.rows]
+    assert [bool(re.search(f"not to be compared with those before: {said}", note)) for note in noted] == [False] * 4 + [
+        True,
+        False,
+    ]
 
 
 def test_rows_that_were_recalled_are_in_a_new_file(tmp_path: Path) -> None:
@@ -204,3 +261,13 @@ def test_a_full_disk_loses_nothing_that_fits_later(tmp_path: Path, monkeypatch: 
     callback(model, 2)
     callback.close()
     assert [row["step"] for row in journal.read(path)] == [0, 1, 2]
+
+
+def test_infinities_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    given = {"loss": math.inf, "gain": -math.inf, "none": math.nan, "many": torch.tensor([1.0, math.inf]), 3: 2}
+    with lmn.Callback(data()[0], path=path, extra=lambda: given, **OPTIONS) as callback:
+        callback(built()[0], 0)
+    kept = {"loss": math.inf, "gain": -math.inf, "none": None, "many": [1.0, math.inf], "3": 2}
+    (row,) = journal.read(path)
+    assert {name: row[name] for name in kept} == {name: callback.rows[0][name] for name in kept} == kept

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
@@ -69,7 +70,8 @@ def test_curves() -> None:
     figure = curves(ROWS, title="A run")
     axes = figure.axes
     assert [ax.get_ylabel() for ax in axes] == ["LMN", "activation regions", "loss", "accuracy"]
-    np.testing.assert_array_equal(axes[0].lines[0].get_xydata(), [[0, 10], [50, 30], [100, 20]])
+    np.testing.assert_array_equal(axes[0].lines[0].get_xydata(), [[0, 10], [50, 30], [75, np.nan], [100, 20]])
+    assert axes[-1].get_xlabel() == "training step (dotted: a measurement failed)"
     assert [ax.get_yscale() for ax in axes] == ["linear", "log", "log", "linear"]
     assert [text.get_text() for text in axes[0].texts] == ["memorising", "generalising"]
     assert [patch.get_x() for patch in axes[0].patches] == [0, 50]
@@ -108,13 +110,25 @@ def test_some_columns_and_logarithmic_steps() -> None:
 def test_there_has_to_be_something_to_draw() -> None:
     with pytest.raises(lmn.LmnError, match="no measurement that succeeded"):
         curves([{"step": 0, "wall_time": 0.0, "error": "LmnError: no"}])
+    with pytest.raises(lmn.LmnError, match="no columns are named"):
+        curves(ROWS, columns=[])
+
+
+@pytest.mark.parametrize("test", [[0.1, 0.5, 0.93, 0.99], [0.2, 0.4, 0.4, 0.4]], ids=["as it learns", "not full"])
+def test_a_training_without_phases_is_not_shaded(test: list[float]) -> None:
+    train = [0.1, 0.5, 0.99, 1.0] if test[-1] > 0.9 else [0.2, 0.6, 0.8, 0.97]
+    rows = [{"step": at, "lmn": 2.0, "train_acc": a, "val_acc": b} for at, (a, b) in enumerate(zip(train, test, strict=True))]
+    axes = curves(rows).axes
+    assert [len(axes[0].texts), len(axes[0].patches)] == [0, 0]
 
 
 def test_a_history_draws_itself() -> None:
     from lmn.history import History
 
-    figure = History.of(ROWS).plot(columns=["lmn"])
-    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [10, 30, 20])
+    figure = History.of(ROWS).plot(columns="lmn")
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [10, 30, np.nan, 20])
+    axes = History.of(ROWS)[["step", "lmn"]].plot(x="step", y="lmn")  # by pandas
+    np.testing.assert_array_equal(axes.lines[0].get_xydata()[:2], [[0, 10], [50, 30]])
 
 
 def test_one_measurement_is_a_point() -> None:
@@ -162,6 +176,15 @@ def test_watch_goes_on_until_it_is_interrupted(path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(watch.time, "sleep", sleep)
     assert run("watch", path)[0] == 0
     assert seen == [4, 5, 6]
+
+
+@pytest.mark.parametrize("width", [30, 40, 80])
+def test_watch_cuts_names_before_numbers(width: int) -> None:
+    console = Console(width=width, file=io.StringIO())
+    console.print(view(Path("h.jsonl"), [{"step": 0, "lmn": 123.4, "jacobian_frobenius_norm": 0.001234}], width))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert [" 123.4 " in lines[2], " 0.001234 " in lines[3]] == [True, True]
 
 
 def test_watch_of_nothing_yet(tmp_path: Path) -> None:
@@ -256,6 +279,9 @@ def test_a_report_where_nothing_was_measured(tmp_path: Path) -> None:
 def test_a_report_of_what_can_not_be_read_or_written(path: Path, tmp_path: Path) -> None:
     assert "can't read" in run("report", tmp_path / "none.jsonl")[1]
     assert "can't write" in run("report", path, "-o", tmp_path / "none" / "report.html")[1]
+    rows = path.read_text()
+    assert "is the measurements themselves" in run("report", path, "-o", path)[1].replace("\n", " ")
+    assert path.read_text() == rows
     path.write_text("step,lmn\n")
     assert "is no measurement" in run("report", path)[1].replace("\n", " ")
 

@@ -115,6 +115,27 @@ def test_early_stopping_and_checkpoints_go_by_the_linear_mapping_number(tmp_path
     assert float(best.best_model_score) == pytest.approx(callback.history["lmn"].iloc[-1])
 
 
+@pytest.mark.parametrize("how", [{"every": 1000}, {"every": 1000, "asynchronous": True}])
+@pytest.mark.parametrize("validated", [False, True])
+def test_where_it_is_monitored_its_numbers_are_of_now(how: dict[str, Any], validated: bool, tmp_path: Path) -> None:
+    """One that is given again would count as no improvement."""
+    callback = LmnCallback(data()[0], **how, **OPTIONS)
+    stopping = EarlyStopping("lmn/lmn", patience=1, min_delta=-1e9, check_on_train_epoch_end=not validated)
+    made = trainer(tmp_path, stopping, callback, epochs=3, val_check_interval=3 if validated else 1.0)
+    fit(made, Module())
+    assert callback.history["step"].tolist() == ([0, 3, 6, 9, 12, 15, 18] if validated else [0, 6, 12, 18])
+    assert made.current_epoch == 3
+
+
+def test_a_new_training_begins_its_history_anew(tmp_path: Path) -> None:
+    callback = LmnCallback(data()[0], every=6, **OPTIONS)
+    for _ in range(2):
+        fit(trainer(tmp_path, callback, epochs=1), Module())
+        assert callback.history["step"].tolist() == [0, 6]
+    assert callback.last is not None
+    assert repr(callback).startswith("<LmnCallback: 2 measurements, every 6 steps")
+
+
 def test_it_is_resumed_with_its_history(tmp_path: Path) -> None:
     callback, path = LmnCallback(data()[0], every=4, **OPTIONS), tmp_path / "history.jsonl"
     made = trainer(tmp_path, callback, epochs=1)

@@ -118,6 +118,16 @@ def test_early_stopping_goes_by_the_linear_mapping_number(tmp_path: Path) -> Non
     assert trainer.state.best_metric > 1
 
 
+def test_where_it_is_monitored_its_numbers_are_of_now(tmp_path: Path) -> None:
+    options = {"eval_strategy": "steps", "eval_steps": 3, "metric_for_best_model": "eval_lmn/lmn"}
+    trainer = built(tmp_path, steps=6, **options)
+    callback = LmnCallback(tokens(), every=1000, **OPTIONS).add_to(trainer)
+    trainer.train()
+    assert callback.history["step"].tolist() == [0, 3, 6]
+    assert callback.last is not None
+    assert repr(callback).startswith("<LmnCallback: 3 measurements, every 1000 steps")
+
+
 def test_several_in_one_training(tmp_path: Path) -> None:
     trainer = built(tmp_path, steps=2)
     for name in ("a", "b"):
@@ -176,7 +186,7 @@ class Evaluated(TrainerCallback):
 
 def test_a_resumed_training_knows_what_was_measured_before(tmp_path: Path) -> None:
     path, how = tmp_path / "history.jsonl", {"save_strategy": "steps", "save_steps": 4}
-    how |= {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "eval_lmn/lmn", "greater_is_better": True}
+    how |= {"eval_strategy": "steps", "eval_steps": 2}
     for steps in (4, 6):
         evaluated = Evaluated()
         trainer = built(tmp_path, evaluated, steps=steps, **how)

@@ -42,7 +42,7 @@ class Adapter:
 
     def __init__(self, grid: Any, part: Part, options: dict[str, Any]) -> None:
         self._grid, self._part = as_grid(grid), part
-        self._log, self._extra = options.pop("log", None), options.pop("extra", dict)
+        self._log, self._extra = options.pop("log", None), options.pop("extra", None) or dict
         self.name: str | None = options.get("name")
         self.prefix = prefix_of(self.name)
         self._options = options
@@ -74,6 +74,9 @@ class Adapter:
         self.callback.recall(before)
         self.latest = named(_latest_of(self.callback.rows), self.prefix)  # until there are others
 
+    def __str__(self) -> str:
+        return "not begun, or in a process that doesn't measure" if self.callback is None else str(self.callback)
+
     def share(self) -> None:
         """Let all processes of a training, each of which has to call this, know the first one's numbers: to stop at once."""
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
@@ -94,6 +97,11 @@ class Adapter:
     def step(self, step: int) -> None:
         if self.callback is not None and self._model is not None:
             self.callback(self._model, step)
+
+    def freshen(self, step: int) -> None:
+        """Measure a step at which the library looks at the numbers, early stopping say, so that they are not those before."""
+        if self.callback is not None and self._model is not None:
+            self.callback.freshen(self._model, step)
 
     def end(self, step: int) -> None:
         if self.callback is not None:

@@ -16,6 +16,7 @@ from lmn.loggers import PREFIX
 
 if TYPE_CHECKING:
     from lmn.history import History
+    from lmn.measurement import Measurement
 
 _NAMES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -30,16 +31,22 @@ def _lightning() -> ModuleType:
             return importlib.import_module(name)
         except ModuleNotFoundError:
             continue
-    raise LmnError("Lightning is not installed; pip install 'lmn[lightning]'.")
+    raise LmnError("Lightning is not installed; pip install lightning.")
 
 
 class LmnCallback(_lightning().Callback):  # type: ignore[misc]
     """Measure a LightningModule while a Trainer trains it; see :class:`lmn.Callback`, which has the same parameters.
 
     The numbers go to all of the trainer's loggers, and to ``callback_metrics``, so that early stopping and checkpoints can
-    monitor ``"lmn/lmn"``; after a measurement that fails, the last ones stay. What the module logs itself is kept in the
-    history beside them. Steps are the trainer's ``global_step``. Its state is in checkpoints: a training that is resumed goes
-    on with its history. Of several in one training, each needs a ``name``.
+    monitor ``"lmn/lmn"``: where one does, the end of each epoch and each validation are measured too, unless ``overhead`` has
+    it wait. Until there is another number, as after a measurement that fails, the last ones stay. What the module logs itself
+    is kept in the history beside them. Steps are the trainer's ``global_step``. Its state is in checkpoints: a training that is
+    resumed goes on with its history. Of several in one training, each needs a ``name``.
+
+    Attributes
+    ----------
+    history, last, rows
+        As of :class:`lmn.Callback`.
 
     Parameters
     ----------
@@ -62,12 +69,20 @@ class LmnCallback(_lightning().Callback):  # type: ignore[misc]
     def history(self) -> History:
         from lmn.history import History
 
-        return History.of(self._all_rows)
+        return History.of(self.rows)
 
     @property
-    def _all_rows(self) -> list[Row]:
+    def last(self) -> Measurement | None:
+        callback = self._measuring.callback
+        return None if callback is None else callback.last
+
+    @property
+    def rows(self) -> list[Row]:
         callback = self._measuring.callback
         return self._rows if callback is None else callback.rows
+
+    def __repr__(self) -> str:
+        return f"<LmnCallback: {self._measuring}>"
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         def log(values: dict[str, float], step: int) -> None:
@@ -80,6 +95,18 @@ class LmnCallback(_lightning().Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         self._measuring.step(trainer.global_step)
+        if trainer.is_last_batch:
+            self._freshen(trainer)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self._freshen(trainer)
+
+    def _freshen(self, trainer: Any) -> None:
+        """Before early stopping or a checkpoint goes by the numbers: an old one again is no improvement."""
+        monitored = (getattr(callback, "monitor", None) for callback in trainer.callbacks)
+        if any(str(name).startswith(self._measuring.prefix) for name in monitored):
+            self._measuring.freshen(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._measuring.step(trainer.global_step)
@@ -103,7 +130,7 @@ class LmnCallback(_lightning().Callback):  # type: ignore[misc]
         return str(super().state_key if name is None else self._generate_state_key(name=name))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._all_rows}
+        return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._rows = state_dict["rows"]

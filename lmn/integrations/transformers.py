@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from lmn.errors import LmnError
 from lmn.integrations.adapter import Adapter, Part
 from lmn.submodules import unwrapped
+from lmn.wording import warn
 
 try:
     from transformers import TrainerCallback
 except ModuleNotFoundError as error:
-    raise LmnError("transformers is not installed; pip install 'lmn[transformers]'.") from error
+    raise LmnError("transformers is not installed; pip install transformers accelerate.") from error
 
 if TYPE_CHECKING:
+    from lmn.callback import Callback
     from lmn.history import History
+    from lmn.journal import Row
+    from lmn.measurement import Measurement
 
 
 class LmnCallback(TrainerCallback):
     """Measure a model while a Trainer trains it; see :class:`lmn.Callback`, which has the same parameters.
 
     Added by :meth:`add_to`, it logs through the trainer: to its log history and to whatever it reports to. Its numbers are also
-    among the metrics of each evaluation, so that ``metric_for_best_model="eval_lmn/lmn"`` and early stopping can go by them.
+    among the metrics of each evaluation, so that ``metric_for_best_model="eval_lmn/lmn"`` and early stopping can go by them:
+    where one does, each evaluation is measured too, unless ``overhead`` has it wait.
     Steps are the trainer's ``global_step``; only the main process measures. With a ``path``, a training that is resumed goes on
     in the same file. After a measurement that fails, the last numbers stay. Of several in one training, each needs a ``name``.
+
+    Attributes
+    ----------
+    history, last, rows
+        As of :class:`lmn.Callback`.
 
     Parameters
     ----------
@@ -51,18 +60,32 @@ class LmnCallback(TrainerCallback):
 
     @property
     def history(self) -> History:
+        return self._begun.history
+
+    @property
+    def last(self) -> Measurement | None:
+        return self._begun.last
+
+    @property
+    def rows(self) -> list[Row]:
+        return self._begun.rows
+
+    @property
+    def _begun(self) -> Callback:
         if self._measuring.callback is None:
-            raise LmnError("there is no history before the training begins.")
-        return self._measuring.callback.history
+            raise LmnError("there is no history before the training begins, and in processes that don't measure.")
+        return self._measuring.callback
+
+    def __repr__(self) -> str:
+        return f"<LmnCallback: {self._measuring}>"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         if self._trainer is None:
-            warnings.warn(
+            warn(
                 "given to Trainer(callbacks=...), lmn's numbers go to state.log_history alone; added by "
-                "LmnCallback(...).add_to(trainer), they go to what the trainer reports to, too.",
-                stacklevel=2,
+                "LmnCallback(...).add_to(trainer), they go to what the trainer reports to, too."
             )
 
         def log(values: dict[str, float], step: int) -> None:
@@ -78,6 +101,9 @@ class LmnCallback(TrainerCallback):
         self._measuring.step(state.global_step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        # An old number again is no improvement.
+        if (args.metric_for_best_model or "").removeprefix("eval_").startswith(self._measuring.prefix):
+            self._measuring.freshen(state.global_step)
         self._measuring.share()
         if metrics is not None:
             metrics.update({f"eval_{name}": value for name, value in self._measuring.latest.items()})

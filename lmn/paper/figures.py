@@ -30,7 +30,7 @@ def check_installed() -> None:
     packages = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}
     absent = [package for module, package in packages.items() if find_spec(module) is None]
     if absent:
-        raise LmnError(f"the figures need {' and '.join(absent)}; pip install 'lmn[plot]'.")
+        raise LmnError(f"the figures need {' and '.join(absent)}; pip install {' '.join(absent)}.")
 
 
 def curves(run: Run, path: Path) -> None:
