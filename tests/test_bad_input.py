@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import lmn
 
@@ -162,6 +164,18 @@ def measure(model: nn.Module, grid: object, **options: object) -> lmn.Measuremen
 def test_an_error_says_what_to_do(model: nn.Module, grid: object, options: dict[str, object], message: str) -> None:
     with pytest.raises(lmn.LmnError, match=message):
         measure(model, grid, **options)
+
+
+def test_a_model_that_is_sharded_over_processes() -> None:
+    """Its training would wait for processes that don't measure."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = mlp()
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(lmn.LmnError, match="sharded over processes"):
+            lmn.measure(model, torch.randn(5, 4))
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_a_failed_lazy_model_still_works() -> None:
