@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from lmn.kernels.connectivity.pairs import Pairs
 
 Tail = Callable[[Tensor], Tensor]
+F = TypeVar("F", bound=Callable[..., Tensor])
 OfPairs = Callable[[Tail, Tensor, Tensor, Tensor], Tensor]  # tail, ends a, ends b, λ -> r², shape (n_pairs,)
 
 
@@ -52,10 +54,11 @@ def chunked(tail: Tail, h: Tensor, chunk: int, m: int = 21, function: OfPairs = 
     return out
 
 
-def compiled(smoke: bool) -> OfPairs:
-    """:func:`of_pairs` by torch.compile, static shapes, knowing nothing of what was compiled before."""
+def compiled(function: F, *, smoke: bool) -> F:
+    """A function by torch.compile, static shapes, knowing nothing of what was compiled before."""
     torch._dynamo.reset()
-    return torch.compile(of_pairs, dynamic=False, backend="eager" if smoke else "inductor")
+    made: F = torch.compile(function, dynamic=False, backend="eager" if smoke else "inductor")
+    return made
 
 
 def best_chunk(make: Callable[[], OfPairs], tail: Tail, h: Tensor, chunks: Sequence[int], m: int = 21) -> int:

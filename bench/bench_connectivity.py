@@ -112,7 +112,9 @@ def implementation(name: str, tail: nn.Module, h: Tensor, smoke: bool) -> Matrix
         return LMN[name]
     if name == "naive":
         return baselines.naive
-    make = functools.partial(baselines.compiled, smoke) if name == "compiled" else lambda: baselines.of_pairs
+    make: Callable[[], baselines.OfPairs] = lambda: baselines.of_pairs  # noqa: E731
+    if name == "compiled":
+        make = functools.partial(baselines.compiled, baselines.of_pairs, smoke=smoke)
     chunk = baselines.best_chunk(make, tail, h, CHUNKS[:1] if smoke else CHUNKS)
     return functools.partial(baselines.chunked, chunk=chunk, function=make())
 

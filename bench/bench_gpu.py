@@ -148,7 +148,9 @@ def bench_connectivity(
         elif name == "naive":
             run = functools.partial(baselines.naive, tail)
         else:
-            make = functools.partial(baselines.compiled, smoke) if name == "compiled" else lambda: baselines.of_pairs
+            make: Callable[[], baselines.OfPairs] = lambda: baselines.of_pairs  # noqa: E731
+            if name == "compiled":
+                make = functools.partial(baselines.compiled, baselines.of_pairs, smoke=smoke)
             chunk = baselines.best_chunk(make, tail, h, _CHUNKS[:1] if smoke else _CHUNKS)
             run = functools.partial(baselines.chunked, tail, chunk=chunk, function=make())
         got = run(h[:40]).double().cpu()
@@ -162,22 +164,24 @@ def bench_connectivity(
 # ---- patterns ----------------------------------------------------------------------------------------------------------------
 
 
-def unique_packed(model: nn.Sequential, points: Tensor, chunk: int = 1 << 18) -> int:
-    """How many patterns: forward passes in chunks, bits packed into bytes, and torch.unique."""
-    rows = []
-    for part in points.split(chunk):
-        x, active = part, []
-        for layer in model[:-1]:
-            x = layer(x)
-            if isinstance(layer, nn.ReLU):
-                active.append(x > 0)
-        bits = torch.cat(active, dim=1)
-        bits = nn.functional.pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8)).byte()
-        rows.append((bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(2, dtype=torch.uint8))
-    return len(torch.unique(torch.cat(rows), dim=0))
+def packed(model: nn.Sequential, x: Tensor) -> Tensor:
+    """Signs of the units packed into bytes, (n_points, n_bytes)."""
+    active = []
+    for layer in model[:-1]:
+        x = layer(x)
+        if isinstance(layer, nn.ReLU):
+            active.append(x > 0)
+    bits = torch.cat(active, dim=1)
+    bits = nn.functional.pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8)).byte()
+    return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(2, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("name", ["packed, torch.unique", "lmn"])
+def unique_packed(model: nn.Sequential, points: Tensor, function: Any = packed, chunk: int = 1 << 18) -> int:
+    """How many patterns: forward passes in chunks, and torch.unique."""
+    return len(torch.unique(torch.cat([function(model, part) for part in points.split(chunk)]), dim=0))
+
+
+@pytest.mark.parametrize("name", ["packed, torch.unique", "the same, compiled", "lmn"])
 @pytest.mark.parametrize("case", ["grid", "samples"])
 def bench_patterns(
     benchmark: BenchmarkFixture, case: str, name: str, device: torch.device, rates: triton_work.Rates, smoke: bool
@@ -204,6 +208,7 @@ def bench_patterns(
         assert differ.mean() < 0.01  # a unit within rounding of zero may be on either side
         run: dict[str, Callable[[], object]] = {
             "packed, torch.unique": lambda: unique_packed(model, points),
+            "the same, compiled": functools.partial(unique_packed, model, points, baselines.compiled(packed, smoke=smoke)),
             "lmn": lambda: lmn.activation_patterns(model, grid, exhaustive=True, **_OPTIONS),
         }
         measured(benchmark, f"patterns, {case}, {n:,} points", name, run[name], device, rates, work)
@@ -211,14 +216,21 @@ def bench_patterns(
 
 # ---- Jacobians ---------------------------------------------------------------------------------------------------------------
 
-_BASELINES: dict[str, Callable[[nn.Module, int], torch_jacobians.Jacobians]] = {
-    "vmap(jacrev)": torch_jacobians.by_jacrev,
-    "vmap(jacfwd)": torch_jacobians.by_jacfwd,
-    "by hand": torch_jacobians.by_hand,
-}
+_NAMES = ("vmap(jacrev)", "vmap(jacfwd)", "by hand", "by hand, compiled")
 
 
-@pytest.mark.parametrize("name", [*_BASELINES, "lmn"])
+def jacobians_by(name: str, smoke: bool) -> Callable[[nn.Module, int], torch_jacobians.Jacobians]:
+    """A baseline: of a model and a chunk of points to what gives the Jacobians."""
+    makes: dict[str, Callable[..., torch_jacobians.Jacobians]] = {
+        "vmap(jacrev)": torch_jacobians.by_jacrev,
+        "vmap(jacfwd)": torch_jacobians.by_jacfwd,
+        "by hand": torch_jacobians.by_hand,
+        "by hand, compiled": functools.partial(torch_jacobians.by_hand_compiled, smoke=smoke),
+    }
+    return makes[name]
+
+
+@pytest.mark.parametrize("name", [*_NAMES, "lmn"])
 @pytest.mark.parametrize("case", ["ReLU", "SiLU", "box"])
 def bench_jacobians(
     benchmark: BenchmarkFixture, case: str, name: str, device: torch.device, rates: triton_work.Rates, smoke: bool
@@ -236,14 +248,14 @@ def bench_jacobians(
     if name == "lmn":
         run: Callable[[], object] = lambda: lmn.jacobians(model, x if grid is None else grid, **_OPTIONS)  # noqa: E731
     else:
-        make = _BASELINES[name]
+        make = jacobians_by(name, smoke)
         jacobians = make(model, torch_jacobians.best_chunk(make, model, x, torch_jacobians.CHUNKS[: 1 if smoke else None]))
         run = lambda: jacobians(x)  # noqa: E731
     label = f"Jacobians, {'-'.join(map(str, widths))} {case}, {len(x):,} points"
     measured(benchmark, label, name, run, device, rates, triton_work.jacobians(len(x), widths))
 
 
-@pytest.mark.parametrize("name", ["vmap(jacrev)", "by hand", "lmn"])
+@pytest.mark.parametrize("name", ["vmap(jacrev)", "by hand", "by hand, compiled", "lmn"])
 def bench_spectral_norms(
     benchmark: BenchmarkFixture, name: str, device: torch.device, rates: triton_work.Rates, smoke: bool
 ) -> None:
@@ -256,7 +268,7 @@ def bench_spectral_norms(
     torch.testing.assert_close(found.double().cpu(), expected, rtol=1e-5, atol=0)
     run: Callable[[], object] = lambda: lmn.jacobians(model, x, reduce="spectral_norm", **_OPTIONS)  # noqa: E731
     if name != "lmn":
-        make = _BASELINES[name]
+        make = jacobians_by(name, smoke)
         chunk = torch_jacobians.best_chunk(make, model, x, (64, 256, 1024)[: 1 if smoke else None])
         run = lambda: torch_jacobians.spectral_norms(make(model, chunk), x, chunk)  # noqa: E731
     work = triton_work.jacobians(n, WIDE)
@@ -266,7 +278,7 @@ def bench_spectral_norms(
 # ---- local complexity --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["plain PyTorch", "lmn"])
+@pytest.mark.parametrize("name", ["plain PyTorch", "the same, compiled", "lmn"])
 @pytest.mark.parametrize("widths", [(64, 64, 64, 10), WIDE], ids=["narrow", "wide"])
 def bench_local_complexity(
     benchmark: BenchmarkFixture,
@@ -287,6 +299,8 @@ def bench_local_complexity(
     assert abs(torch.from_numpy(found.total) - expected).sum() <= max(2, abs(expected - plain).sum())
     run: Callable[[], object] = lambda: lmn.local_complexity(model, x, n_directions=n_directions, **_OPTIONS)  # noqa: E731
     if name != "lmn":
-        run = lambda: torch_jacobians.local_complexity(model, x, 0.005, directions)  # noqa: E731
+        function = torch_jacobians.changes
+        function = function if name == "plain PyTorch" else baselines.compiled(function, smoke=smoke)
+        run = lambda: torch_jacobians.local_complexity(model, x, 0.005, directions, function)  # noqa: E731
     case = f"local complexity, {'-'.join(map(str, widths))}, {n:,} samples"
     measured(benchmark, case, name, run, device, rates, triton_work.local_complexity(n, widths, n_directions))

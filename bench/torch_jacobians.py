@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from bench.baselines import wait_for
+from bench.baselines import compiled, wait_for
 
 CHUNKS = (256, 1024, 4096, 16384)
 
 Jacobians = Callable[[Tensor], Tensor]
+Changes = Callable[[nn.Sequential, Tensor, Tensor], Tensor]
 
 
 def by_jacrev(model: nn.Module, chunk: int) -> Jacobians:
@@ -25,11 +26,13 @@ def by_jacfwd(model: nn.Module, chunk: int) -> Jacobians:
 
 def by_hand(model: nn.Sequential, chunk: int) -> Jacobians:
     """The chain rule as batched products from the outputs on; slopes from the activations' own derivatives."""
+    return lambda x: torch.cat([_by_hand(model, part) for part in x.split(chunk)])
 
-    def jacobians(x: Tensor) -> Tensor:
-        return torch.cat([_by_hand(model, part) for part in x.split(chunk)])
 
-    return jacobians
+def by_hand_compiled(model: nn.Sequential, chunk: int, *, smoke: bool) -> Jacobians:
+    """The same by torch.compile."""
+    function = compiled(_by_hand, smoke=smoke)
+    return lambda x: torch.cat([function(model, part) for part in x.split(chunk)])
 
 
 @torch.no_grad()
@@ -76,15 +79,19 @@ def spectral_norms(jacobians: Jacobians, x: Tensor, chunk: int) -> Tensor:
 
 
 @torch.no_grad()
-def local_complexity(model: nn.Sequential, x: Tensor, r: float, directions: Tensor) -> Tensor:
-    """The number of ReLU units that change sign over the vertices x ± r v: every vertex is run. (n_points,)."""
-    shifts = r * torch.cat([directions, -directions])
+def changes(model: nn.Sequential, x: Tensor, shifts: Tensor) -> Tensor:
+    """The number of ReLU units that change sign over the vertices x + shift: every vertex is run. (n_points,)."""
+    h = (x[:, None] + shifts).flatten(0, 1)
     total = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    for first in range(0, len(x), 64):
-        h = (x[first : first + 64, None] + shifts).flatten(0, 1)
-        for layer in model:
-            if isinstance(layer, nn.ReLU):
-                above = (h > 0).unflatten(0, (-1, len(shifts)))
-                total[first : first + 64] += (above.any(1) & ~above.all(1)).sum(1)
-            h = layer(h)
+    for layer in model:
+        if isinstance(layer, nn.ReLU):
+            above = (h > 0).unflatten(0, (-1, len(shifts)))
+            total = total + (above.any(1) & ~above.all(1)).sum(1)
+        h = layer(h)
     return total
+
+
+def local_complexity(model: nn.Sequential, x: Tensor, r: float, directions: Tensor, function: Changes = changes) -> Tensor:
+    """:func:`changes` at the vertices x ± r v, some samples at a time."""
+    shifts = r * torch.cat([directions, -directions])
+    return torch.cat([function(model, part, shifts) for part in x.split(64)])

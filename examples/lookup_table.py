@@ -54,11 +54,12 @@ def main() -> None:
         found = lmn.measure(model, x, metrics=("lmn",), progress=False)
         regions = lmn.regions(model, lmn.box([-1.2, -1.2], [1.2, 1.2], 2), progress=False)
         side = torch.linspace(-1.2, 1.2, 300, dtype=torch.float64)
-        output = model(torch.cartesian_prod(side, side)).detach().reshape(300, 300).T
+        output = model(torch.cartesian_prod(side, side)).detach().reshape(300, 300).T.numpy()
         image = ax.imshow(output, origin="lower", extent=(-1.2, 1.2, -1.2, 1.2), norm=colours, cmap="viridis")
         outlines = [polygon[[*range(len(polygon)), 0]] for polygon in regions.vertices]
         ax.add_collection(LineCollection(outlines, linewidths=0.4, colors="#ffffff99"))
-        ax.scatter(*x.T, s=8, color="white", edgecolor="black", linewidth=0.5, zorder=3)
+        ax.scatter(*x.T.numpy(), s=22, c=y.numpy(), norm=colours, edgecolor="white", linewidth=0.8, zorder=3)
+        ax.set(xlabel="first input", ylabel="second input")
         said = f"LMN {found.lmn:.1f} of {n} samples, {regions.count:,} regions"
         ax.set_title(f"{name}: {said}")
         print(f"{name}: {said}")

@@ -26,7 +26,8 @@ def main() -> None:
         below.plot(steps, run.column("test_accuracy"), color="#1313d6", label="test accuracy")
         below.set(xlabel="training step", ylim=(0, 1.05))
         print(f"{run.task.title}: LMN {run.column('lmn').max():.1f} at its highest, {run.rows[-1].lmn:.1f} at the end")
-    for row in axes:
+    for row, label in zip(axes, ("LMN, L2 norm", "accuracy"), strict=True):
+        row[0].set_ylabel(label)
         row[0].legend(frameon=False, fontsize="small")
     figure.savefig(out / "paper_tasks.png", dpi=90)
 

@@ -310,6 +310,8 @@ class Callback:
         return History.of(self.rows)
 
     def __str__(self) -> str:
+        if not _is_main_process():
+            return "the first process measures"
         schedule, rows = self._schedule, self.rows
         failed = sum("error" in row for row in rows)
         how = (
