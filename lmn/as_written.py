@@ -12,79 +12,79 @@ from torch.fx import _symbolic_trace
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class _Mark(threading.local):
-    """In place of torch.fx's mark of a trace, a bool of the whole process: true in those threads that measure."""
-
-    depth = 0
+class _Thread(threading.local):
+    measures = traces = 0  # how deep it is in what does so
 
     def __bool__(self) -> bool:
-        return self.depth > 0
+        """In place of torch.fx's mark of a trace, which is the whole process's."""
+        return self.traces > 0
 
 
-class _Refusal:
-    """torch.compile's setting to refuse compiled functions in a trace; of the process, or of each thread in newer releases."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._threads = 0  # that are within
-        self._is_shared = self._before = False
-
-    def lift(self) -> None:
-        with self._lock:
-            if (config := _config()) is not None:
-                if self._threads == 0:
-                    self._is_shared, self._before = False, config.error_on_nested_fx_trace
-                self._is_shared = self._is_shared or (self._threads > 0 and not config.error_on_nested_fx_trace)
-                config.error_on_nested_fx_trace = False
-            self._threads += 1
-
-    def put_back(self) -> None:
-        with self._lock:
-            self._threads -= 1
-            if (config := _config()) is not None and not (self._threads and self._is_shared):
-                config.error_on_nested_fx_trace = self._before
+_THREAD = _Thread()
 
 
-def _config() -> Any:
-    """torch.compile's settings; None where nothing was compiled: importing it takes seconds."""
-    return sys.modules.get("torch._dynamo.config")
+class _Stance:
+    """In place of torch.compile's, which is the whole process's: in threads that measure, to compile nothing."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+
+    @property
+    def stance(self) -> str:
+        return "force_eager" if _THREAD.measures else str(self._own.stance)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
 
 
-_MARK, _REFUSAL = _Mark(), _Refusal()
+def _of_torch_compile(name: str) -> Any:
+    """One of its modules; None where nobody compiles, and it is not imported, which takes seconds."""
+    return sys.modules.get(f"torch._dynamo.{name}")
 
 
 @contextmanager
 def as_written() -> Iterator[None]:
-    """Within, in this thread, what is compiled is run and traced as it was written; in others as it is compiled.
+    """Within, in this thread, what is compiled is run as it was written; in others as it is compiled.
 
     Measuring would compile it again for each dtype and batch, and torch.compile, having done so too often, runs it as written
-    ever after. That it does so by itself in a trace of torch.fx, where it is told not to refuse, is made use of.
+    ever after.
     """
-    outermost = _MARK.depth == 0
-    if outermost:
-        _REFUSAL.lift()
-        if _symbolic_trace._is_fx_tracing_flag is False:  # else it is there, or another thread traces
-            mark_of_this_thread()
-    _MARK.depth += 1
+    eval_frame = _of_torch_compile("eval_frame")
+    if eval_frame is not None and not isinstance(eval_frame._stance, _Stance):
+        eval_frame._stance = _Stance(eval_frame._stance)  # and stays: in other threads it is the one before
+    _THREAD.measures += 1
     try:
         yield
     finally:
-        _MARK.depth -= 1
-        if outermost:
-            _REFUSAL.put_back()
+        _THREAD.measures -= 1
+
+
+@contextmanager
+def traced_as_written() -> Iterator[None]:
+    """Within, in this thread, which traces by torch.fx, what is compiled is traced as it was written, and not refused."""
+    config = _of_torch_compile("config")
+    refuses = config is not None and config.error_on_nested_fx_trace
+    if config is not None:
+        config.error_on_nested_fx_trace = False
+    _THREAD.traces += 1
+    try:
+        yield
+    finally:
+        _THREAD.traces -= 1
+        if config is not None:
+            config.error_on_nested_fx_trace = refuses
+
+
+def mark_of_this_thread() -> None:
+    """Called when torch.fx has begun a trace and set its mark for all threads; what that was before comes back after it."""
+    setattr(_symbolic_trace, "_is_fx_tracing_flag", _THREAD)  # noqa: B010 - a bool, to mypy
 
 
 class Watch(TorchDispatchMode):
     """Sees operations, and is no reason to torch.compile not to compile what other threads run meanwhile."""
 
+    supports_higher_order_operators = True
+
     @classmethod
     def is_infra_mode(cls) -> bool:
         return True
-
-
-def mark_of_this_thread() -> None:
-    """Called when torch.fx has begun a trace and set its mark for all threads; what that was before comes back after it.
-
-    The mark stays: it is false in threads that don't measure.
-    """
-    setattr(_symbolic_trace, "_is_fx_tracing_flag", _MARK)  # noqa: B010 - a bool, to mypy

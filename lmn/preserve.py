@@ -161,7 +161,7 @@ class _Draws(Watch):
     seen = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen = self.seen or torch.Tag.nondeterministic_seeded in func.tags
+        self.seen = self.seen or torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
         return func(*args, **(kwargs or {}))
 
 
@@ -191,7 +191,11 @@ def _equal_states(a: Any, b: Any) -> bool:
 
 @contextmanager
 def autocast_restored() -> Iterator[None]:
-    """Leave autocast as it was: a traced graph switches it by operations of its own, and not back where it fails in between."""
+    """Leave autocast as it was: a traced graph switches it by operations of its own, and not back where it fails in between.
+
+    So with how deep it is in autocasts, too: the outermost clears the copies of weights that are kept in their other dtype.
+    """
+    depth = torch.autocast_increment_nesting()
     before = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _AUTOCAST_DEVICES]
     cached = torch.is_autocast_cache_enabled()
     try:
@@ -202,6 +206,11 @@ def autocast_restored() -> Iterator[None]:
                 torch.set_autocast_enabled(device, enabled)
                 torch.set_autocast_dtype(device, dtype)
         torch.set_autocast_cache_enabled(cached)
+        left = torch.autocast_decrement_nesting()
+        while left >= depth:
+            left = torch.autocast_decrement_nesting()
+        if left == 0:
+            torch.clear_autocast_cache()
 
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules.module import _has_any_global_hook
 
-from lmn.as_written import Watch, as_written, mark_of_this_thread
+from lmn.as_written import Watch, mark_of_this_thread, traced_as_written
 from lmn.operations import is_custom
 
 # torch.fx replaces nn.Module's own methods while it traces, for all threads: one trace at a time, and what other threads run
@@ -28,7 +28,7 @@ def _alone() -> Iterator[None]:
     replaced in all threads while it compiles, and replaces it again when the trace may be over.
     """
     convert_frame = sys.modules.get("torch._dynamo.convert_frame")  # where nobody compiles it is not imported
-    with _ONE_AT_A_TIME, nullcontext() if convert_frame is None else convert_frame.compile_lock, as_written():
+    with _ONE_AT_A_TIME, nullcontext() if convert_frame is None else convert_frame.compile_lock, traced_as_written():
         yield
 
 

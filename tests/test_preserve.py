@@ -423,3 +423,83 @@ def test_a_mode_that_a_model_keeps_by_itself() -> None:
     assert lmn.measure(model, torch.randn(6, 4), progress=False).lmn == pytest.approx(1)
     assert model.noisy
     assert model.training
+
+
+class CastsItself(nn.Module):
+    """Switches autocast on for itself, which keeps copies of weights until the outermost autocast ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.second(torch.relu(self.first(x))).float()
+
+
+@pytest.mark.parametrize("how", [{}, {"asynchronous": True}, {"metrics": ("lmn", "jacobians", "local_complexity")}])
+def test_a_model_that_casts_itself_goes_on_training(how: dict[str, Any]) -> None:
+    losses: list[list[float]] = []
+    for measured in (False, True):
+        model, x = CastsItself(), torch.randn(24, 4, generator=torch.Generator().manual_seed(1))
+        optimizer = torch.optim.SGD(model.parameters(), 0.5)
+        callback = lmn.Callback(x, every=2, **({"metrics": ("lmn",)} | how)).attach(model, optimizer) if measured else None
+        losses.append([])
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+        if callback is not None:
+            callback.close()
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 8
+
+
+@torch.compile(fullgraph=True, backend="eager")
+def softened(x: Tensor) -> Tensor:
+    return torch.tanh(x) * 1.5
+
+
+class Odd(nn.Module):
+    """With what not every mode or tracer takes."""
+
+    def __init__(self, middle: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.middle = nn.Linear(4, 8), nn.Linear(8, 2), middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.middle(torch.tanh(self.first(x))))
+
+
+def jagged(h: Tensor) -> Tensor:
+    offsets = torch.arange(0, len(h) + 1, 1)
+    return torch.nested.nested_tensor_from_jagged(h, offsets).values()
+
+
+@pytest.mark.parametrize(
+    ("middle", "same"),
+    [
+        (softened, lambda h: torch.tanh(h) * 1.5),
+        (jagged, lambda h: h),
+        (lambda h: torch.cond(h.sum() > 1e9, lambda h: h.sin(), lambda h: h.cos(), (h,)), torch.cos),
+    ],
+    ids=["a compiled function", "nested tensors", "a higher-order operator"],
+)
+def test_whatever_a_forward_pass_is_made_of(middle: Callable[[Tensor], Tensor], same: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(9, 4)
+    expected = lmn.measure(Odd(same), x, metrics=("lmn",), progress=False).lmn
+    assert lmn.measure(Odd(middle), x, metrics=("lmn",), progress=False).lmn == pytest.approx(expected, rel=1e-4)
+
+
+def test_torch_compile_is_left_as_it_was() -> None:
+    model, x = Odd(softened), torch.randn(9, 4)
+    before = torch._dynamo.config.error_on_nested_fx_trace
+    lmn.measure(model, x, metrics=("lmn",), progress=False)
+    assert torch._dynamo.config.error_on_nested_fx_trace == before
+    assert torch._dynamo.eval_frame._stance.stance == "default"
+    with torch.compiler.set_stance("fail_on_recompile"), pytest.raises(RuntimeError, match="fail_on_recompile"):
+        softened(torch.randn(9, 5, 3).double())
