@@ -18,7 +18,7 @@ from lmn.grid import as_grid
 from lmn.journal import Row, plain
 from lmn.kept import SETTINGS, Kept
 from lmn.loggers import log_of, named, prefix_of
-from lmn.measure import check_options, measure
+from lmn.measure import check_options, measure_subject
 from lmn.measurement import Measurement, is_measured
 from lmn.preserve import beside_training
 from lmn.schedule import Schedule
@@ -67,8 +67,9 @@ class Callback:
         Of one of several callbacks in a training: its keys are ``lmn/<callback>/<name>``.
     asynchronous : bool
         Measure a copy of the model, which takes its memory again, in another thread while the training goes on: at most one at
-        a time; what is due meanwhile is measured as soon as that one is done, at the step of then. The first is not, to see
-        what the model is; a model that draws random numbers in evaluation mode, or can't be copied, is always waited for.
+        a time; what is due meanwhile is measured as soon as that one is done, at the step of then. The first is not; copies are
+        made, checked and, if need be, traced before the training goes on. A model that draws random numbers in evaluation
+        mode, or can't be copied, is always waited for.
     strict : bool
         Let a measurement's errors stop the training. By default they are recorded (column ``error``), and warned of once; but
         for an LmnError of the first measurement of all, which is about what was asked for.
@@ -119,8 +120,9 @@ class Callback:
             raise LmnError(f"there is no option {', '.join(unknown)}; what measure takes here is {', '.join(_OPTIONS)}.")
         self._grid = as_grid(grid)
         self._fingerprint = self._grid.fingerprint
-        self._what: dict[str, Any] = {"tap": tap, "metrics": metrics, "select": select, "progress": False} | options
-        check_options(**self._what)
+        self._tap, self._select = tap, select
+        self._what: dict[str, Any] = {"metrics": metrics, "progress": False} | options
+        check_options(select=select, **self._what)
         self._schedule = Schedule.of(every, overhead)
         self._prefix = prefix_of(name)
         if extra is not None and not callable(extra):
@@ -351,16 +353,32 @@ class Callback:
         inner, began = unwrapped(model), time.perf_counter()
         others = self._others() | {name: plain(value) for name, value in extra.items()}
         measured = self._copied(inner) if beside else inner
-        beside = measured is not inner
-        if beside:
+        subject = self._looked_at(measured) if measured is not inner else None
+        if subject is not None:
             self._pool = self._pool or ThreadPoolExecutor(1, "lmn")
-            self._in_flight = self._pool.submit(self._run, measured, row, others, time.perf_counter() - began, beside=True)
+            self._in_flight = self._pool.submit(self._run, lambda: subject, row, others, began, beside=True)
             return None
-        row = self._run(measured, row, others, time.perf_counter() - began, beside=False)
+        row = self._run(lambda: self._subject(measured), row, others, began, beside=False)
         self._logged(row)
-        if self._asynchronous and self._beside is None and "error" not in row:
-            self._beside = not self._draws(inner)
+        if self._beside is None and "error" not in row:
+            self._beside = True
         return self.last if "error" not in row else None
+
+    def _subject(self, model: nn.Module) -> Subject:
+        return Subject(model, self._grid, tap=self._tap, select=self._select)
+
+    def _looked_at(self, model: nn.Module) -> Subject | None:
+        """A copy, traced and checked in the thread that trains; None where it has to be measured there.
+
+        A trace replaces parts of torch and of Python for all threads, and what is compiled then, by a training, is not what is
+        compiled otherwise.
+        """
+        try:
+            with self._subject(model) as subject:
+                self._beside = not subject.network.draws
+        except Exception:  # the measurement will tell
+            return None
+        return subject if self._beside else None
 
     def _others(self) -> Row:
         """What ``extra`` gives; nothing where it fails, which costs no measurement."""
@@ -383,43 +401,43 @@ class Callback:
             warn(f"the model can't be copied ({error}): measurements are waited for.")
             return model
 
-    def _run(self, model: nn.Module, row: Row, others: Row, spent: float, *, beside: bool) -> Row:
+    def _run(self, subject: Callable[[], Subject], row: Row, others: Row, began: float, *, beside: bool) -> Row:
         """Measure and note; in another thread if beside."""
-        began = time.perf_counter()
         what, failure = self._what, None
         try:
             if beside:
                 what = {"threads": max(1, torch.get_num_threads() // 2)} | what
                 self._snapshot.wait()
                 with beside_training():
-                    found = measure(model, self._grid, **what)
+                    found = measure_subject(subject(), began, **what)
             else:
-                found = measure(model, self._grid, **what)
+                found = measure_subject(subject(), began, **what)
         except Exception as error:
             if isinstance(error, LmnError) and not self.rows:
                 raise
-            row, failure = _with_others(row | self._failed(error), others), error
+            row, failure = _with_others(row | {"error": _told(error)}, others), error
         else:
             self.last = found
             numbers = {name: plain(value) for name, value in found.to_dict().items()}
             row = _with_others(row | numbers | self._said_of(found), others)
-        self._schedule.took(spent + time.perf_counter() - began)
+        self._schedule.took(time.perf_counter() - began)
         self._kept.add(row)
-        if failure is not None and self._strict:
-            raise failure
+        if failure is not None:
+            self._failed(failure)
         return row
 
-    def _failed(self, error: Exception) -> Row:
+    def _failed(self, error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
-        if not self._warned and not self._strict:
+        if self._strict:
+            raise error
+        if not self._warned:
             self._warned = True
             warn(f"a measurement failed, and is recorded as such; the training goes on: {_told(error)}")
-        return {"error": _told(error)}
 
     def _said_of(self, found: Measurement) -> Row:
         """What is no number of a measurement: its tap, and what a reader of the numbers should know."""
-        said = {"tap": self._what["tap"], "samples": self._fingerprint, "notes": "; ".join(found.notes)}
+        said = {"tap": self._tap, "samples": self._fingerprint, "notes": "; ".join(found.notes)}
         return {name: value for name, value in said.items() if value}
 
     def _logged(self, row: Row) -> None:
@@ -445,10 +463,6 @@ class Callback:
         if self._in_flight is not None:
             future, self._in_flight = self._in_flight, None
             self._logged(future.result())
-
-    def _draws(self, model: nn.Module) -> bool:
-        with Subject(model, self._grid, tap=self._what["tap"], select=self._what["select"]) as subject:
-            return subject.network.draws
 
 
 def _with_others(row: Row, others: Row) -> Row:

@@ -102,18 +102,41 @@ def measure(
     """
     started = time.perf_counter()
     check_options(metrics, select, backend, m, max_points, seed, max_regions, threads)
-    m, threads = int(m), thread_count(threads)
-    points = as_grid(grid)
-    indices = _sample(points.n_points, max_points, seed)
+    subject = Subject(model, as_grid(grid), tap=tap, select=select)
+    return measure_subject(
+        subject, started, metrics=metrics, backend=backend, m=m, max_points=max_points, seed=seed, connectivity=connectivity,
+        max_regions=max_regions, threads=threads, progress=progress,
+    )  # fmt: skip
+
+
+def measure_subject(
+    subject: Subject,
+    started: float,
+    *,
+    metrics: Sequence[str] | None = None,
+    backend: str = "auto",
+    m: int = 21,
+    max_points: int | None = 2048,
+    seed: int = 0,
+    connectivity: bool = False,
+    max_regions: int = 1_000_000,
+    threads: int | None = None,
+    progress: bool = True,
+) -> Measurement:
+    """``measure`` of checked options, and of a model that may have been looked at before; ``started`` is by perf_counter."""
+    threads, n_points = thread_count(threads), subject.grid.n_points
+    indices = _sample(n_points, max_points, seed)
     notes: list[str] = []
     wanted = _UNASKED if metrics is None else metrics
     found: Computed | None = None
     regions: Regions | None = None
     local: JacobianStatistics | None = None
     crossings: LocalComplexity | None = None
-    with Subject(model, points, tap=tap, select=select) as subject:
+    with subject:
         if "lmn" in wanted:
-            found = compute(subject, indices, backend=backend, m=m, threads=threads, progress=progress, dtype=torch.float64)
+            found = compute(
+                subject, indices, backend=backend, m=int(m), threads=threads, progress=progress, dtype=torch.float64
+            )
             notes += found.notes
         if "regions" in wanted:
             regions, why = _regions(subject, metrics is None, max_regions, threads, progress)
@@ -127,11 +150,11 @@ def measure(
     sampled = [name for name, part in (("LMN", found), ("local complexity", crossings)) if part is not None]
     if indices is not None and sampled:
         notes.append(
-            f"the {' and the '.join(sampled)} of a random sample of {len(indices)} of the grid's {points.n_points} points "
+            f"the {' and the '.join(sampled)} of a random sample of {len(indices)} of the grid's {n_points} points "
             "(max_points), not of the grid"
         )
     return Measurement(
-        n_points=points.n_points,
+        n_points=n_points,
         regions=regions,
         jacobians=local,
         local_complexity=crossings,
@@ -139,7 +162,7 @@ def measure(
         notes=tuple(notes),
         n_sampled=len(indices) if indices is not None and sampled else None,
         indices=indices if sampled else None,
-        **_of_connectivity(found, connectivity, m, threads),
+        **_of_connectivity(found, connectivity, int(m), threads),
         elapsed=time.perf_counter() - started,
     )
 

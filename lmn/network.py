@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -95,10 +95,12 @@ class Network:
         known = self._known
         check_takes_one_input(self.model)
         inputs = _rows(example, _batch_unlike(self.model, example))
-        with observed(self.model) if known is None else nullcontext([known.habits]) as habits:
+        with observed(self.model) as habits:
             checked_outputs(self._root, inputs, called_once(self.tap, self._tap_module))
         self._habits = habits[0]
         learn(self._habits)
+        if known is not None and known.habits != self._habits:
+            known = None
         samples = self._run_to_tap(inputs)
         self._natural = samples.dtype
         self._batch_of_model = batch_size(growth(self._root, inputs), inputs.device) if known is None else known.batch_of_model

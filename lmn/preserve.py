@@ -97,7 +97,7 @@ def _preserved(model: nn.Module, habits: Habits) -> Iterator[Callable[[Habits], 
     buffers = [(tensor, tensor.detach().clone()) for tensor in model.buffers()]
     copies += _copies(model) if habits.writes else []
     versions = {name: parameter._version for name, parameter in model.named_parameters()}
-    generators = _Generators(model) if habits.draws and not _BESIDE.training else None
+    generators = None if _BESIDE.training else _Generators(model)
     with autocast_restored(), as_written(), torch.inference_mode(False), torch.no_grad():
         for device in _AUTOCAST_DEVICES:
             torch.set_autocast_enabled(device, False)

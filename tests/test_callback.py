@@ -106,7 +106,7 @@ def test_no_more_than_a_share_when_measuring_takes_long(monkeypatch: pytest.Monk
         now[0] += 3.0
         return lmn.Measurement(n_points=2, path="chain", elapsed=3.0, lmn=1.0)
 
-    monkeypatch.setattr("lmn.callback.measure", measure)
+    monkeypatch.setattr("lmn.callback.measure_subject", measure)
     callback = lmn.Callback(data()[0], overhead=0.05)
     model = nn.Linear(4, 2)
     shares = []
@@ -291,7 +291,7 @@ def test_out_of_memory_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(*_args: Any, **_kwargs: Any) -> lmn.Measurement:
         raise torch.OutOfMemoryError("it is full")
 
-    monkeypatch.setattr("lmn.callback.measure", measure)
+    monkeypatch.setattr("lmn.callback.measure_subject", measure)
     callback = lmn.Callback(data()[0], every=1)
     with pytest.warns(UserWarning, match="it is full"):
         assert callback(built()[0], 0) is None

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from test_callback import OPTIONS, built, data, train
+from test_remembered import TracedByRunning
 from torch import Tensor, nn
 
 import lmn
@@ -34,7 +35,7 @@ def test_asynchronous_measurements_are_of_the_step_that_they_name() -> None:
 def test_what_is_due_while_another_is_measured_is_measured_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     from lmn import callback as module
 
-    measure = module.measure
+    measure = module.measure_subject
     gate: list[bool] = []
 
     def slow(*args: Any, **kwargs: Any) -> lmn.Measurement:
@@ -42,7 +43,7 @@ def test_what_is_due_while_another_is_measured_is_measured_afterwards(monkeypatc
             time.sleep(0.001)
         return measure(*args, **kwargs)
 
-    monkeypatch.setattr(module, "measure", slow)
+    monkeypatch.setattr(module, "measure_subject", slow)
     model, optimizer = built()
     callback = lmn.Callback(data()[0], every=10, asynchronous=True, **OPTIONS).attach(model, optimizer)
     gate.append(True)
@@ -78,6 +79,72 @@ def test_a_model_that_draws_in_evaluation_mode_is_waited_for() -> None:
     assert run(None) == run(callback)
     assert callback._in_flight is None
     assert len(callback.rows) == 11
+
+
+def test_a_model_that_begins_to_draw_is_waited_for_from_then_on() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.is_noisy = nn.Linear(4, 3), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).tanh() + (0.1 * torch.randn(3) if self.is_noisy else 0)
+
+    def run(callback: lmn.Callback | None) -> list[float]:
+        model, losses = Noisy(), list[float]()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        if callback is not None:
+            callback.attach(model, optimizer)
+        for noisy in (False, True):
+            model.is_noisy = noisy
+            losses += train(model, optimizer, 10)
+            if callback is not None:
+                callback._finish()
+        return losses
+
+    callback = lmn.Callback(data()[0], every=1, asynchronous=True, **OPTIONS)
+    assert run(None) == run(callback)
+    assert callback._in_flight is None
+
+
+class Hooked(nn.Module):
+    """Traced each time: a hook may do anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.layer.register_forward_hook(lambda _module, _inputs, output: torch.tanh(output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x))
+
+
+def test_nothing_is_traced_beside_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.fx does to all threads would have it compile its steps again, or end."""
+    from lmn import network
+
+    threads, measured = list[str](), list[str]()
+    for name in ("traced_symbolically", "traced_by_running"):
+        trace = getattr(network, name)
+        monkeypatch.setattr(
+            network, name, lambda *args, trace=trace: (threads.append(threading.current_thread().name), trace(*args))[1]
+        )
+    measure = lmn.callback.measure_subject
+    monkeypatch.setattr(
+        lmn.callback, "measure_subject",
+        lambda *args, **kwargs: (measured.append(threading.current_thread().name), measure(*args, **kwargs))[1],
+    )  # fmt: skip
+    for model in (built()[0], Hooked(), TracedByRunning()):
+        threads.clear(), measured.clear()
+        with lmn.Callback(data()[0], every=1, asynchronous=True, metrics=("lmn", "jacobians")) as callback:
+            for step in range(3):
+                callback(model, step)
+                callback._finish()
+        assert set(threads) == {"MainThread"}
+        assert measured == ["MainThread", "lmn_0", "lmn_0"]
+        assert all("error" not in row for row in callback.rows)
 
 
 def test_random_numbers_that_a_training_draws_meanwhile_are_not_drawn_again() -> None:
