@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from lmn import operations
 from lmn.errors import LmnError
+from lmn.graph_modules import copied
 from lmn.kernels.activations import Activation
 from lmn.kernels.local_complexity.problem import Layer
 from lmn.kernels.pieces import pieces
@@ -89,7 +89,7 @@ class Bends:
     """
 
     def __init__(self, graph_module: fx.GraphModule, sample: Tensor) -> None:
-        self._module = copy.deepcopy(graph_module).to(sample.device, sample.dtype).requires_grad_(False)
+        self._module = copied(graph_module, sample)
         self._dtype = sample.dtype
         reader = _Reader(self._module, sample)
         self.layers = tuple(layer for layer, _ in reader.found.values())

@@ -138,6 +138,7 @@ class Callback:
         self._snapshot = Snapshot()
         self._warned = False
         self._attached: tuple[Any, ...] | None = None  # a model, and what to undo
+        self._untrained: tuple[nn.Module, Row] | None = None  # a copy, and other numbers, to be measured when it is trained
         self._step = 0
         self.last: Measurement | None = None
 
@@ -208,26 +209,39 @@ class Callback:
             optimizer.register_load_state_dict_post_hook(self._after_loading),
         )
         try:
-            self(model, self._step)
+            if self._step == 0 and step is None and self._process is None and self._is_mine() and self._kept.reached > 0:
+                self._put_off(model)
+            else:
+                self(model, self._step)
         except BaseException:
             self.detach()
             raise
         return self
+
+    def _put_off(self, model: nn.Module) -> None:
+        """Its first measurement until the first step, as the state of an earlier training may still be to be loaded."""
+        try:
+            self._untrained = Snapshot().of(unwrapped(model)), self._others()
+        except Exception:  # a model that can't be copied is measured from its first steps on
+            self._untrained = None
 
     def detach(self) -> None:
         """Stop following the optimizer's steps."""
         if self._attached is not None:
             for handle in self._attached[1:]:
                 handle.remove()
-            self._attached = None
+            self._attached = self._untrained = None
 
     def _after_step(self, _optimizer: Any, _args: Any, _kwargs: Any) -> None:
         self._step += 1
+        untrained, self._untrained = self._untrained, None
+        if untrained is not None:  # nothing was loaded: it is a new training
+            self(untrained[0], 0, **untrained[1])
         if self._attached is not None:
             self(self._attached[0], self._step)
 
     def _after_loading(self, optimizer: torch.optim.Optimizer) -> None:
-        self._step = _steps_of(optimizer, self._step)
+        self._step, self._untrained = _steps_of(optimizer, self._step), None
 
     def close(self, model: nn.Module | None = None, step: int | None = None, **extra: Any) -> None:
         """Wait for what is in flight, measure the last step, if it was not, and let go of the file and the optimizer.
@@ -246,6 +260,8 @@ class Callback:
             model, step = self._attached[0], self._step
         self.detach()
         if not self._is_mine():
+            return
+        if self._closed:
             return
         try:
             if model is not None and step is not None:
@@ -276,8 +292,8 @@ class Callback:
             raise LmnError("this callback is closed; make another one: with the same path= it goes on in the same file.")
 
     def _warn_of_done(self, step: int) -> None:
-        """Once, of steps that an earlier run has measured."""
-        earlier = self._kept.reached
+        """Once, of steps that an earlier training, or run of this one, has measured."""
+        earlier = self._schedule.reached
         if step < earlier and not self._warned_of_done:
             self._warned_of_done = True
             warn(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from lmn import operations
 from lmn.errors import LmnError, in_short
+from lmn.graph_modules import copied
 from lmn.kernels.activations import Activation
 from lmn.kernels.pieces import Pieces, pieces
 from lmn.kernels.program import Program, Step, Value
@@ -35,8 +35,7 @@ def program(graph_module: fx.GraphModule, sample: Tensor) -> Program:
     LmnError
         An operation that is not piecewise linear, or not known to be.
     """
-    own = copy.deepcopy(graph_module).to(sample.device, sample.dtype).requires_grad_(False)
-    return _Builder(own, sample).build()
+    return _Builder(copied(graph_module, sample), sample).build()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -164,6 +164,15 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _IGNORED = {*vars(nn.Module()), *_TENSORS, "_compiled_call_impl", "_flat_weights", "_flat_weight_refs"}
 
 
+_LIGHTNING = ("lightning.", "pytorch_lightning.", "lightning_fabric.")
+
+
+@cache
+def _attributes_of(base: Any) -> frozenset[str]:
+    """Those of a LightningModule's own, its trainer say, which changes with each step."""
+    return frozenset(vars(base()))
+
+
 def _module(name: str, module: nn.Module, first: dict[int, int]) -> Hashable:
     attributes = vars(module)
     if is_compiled(module):  # which is run as it is written
@@ -178,6 +187,10 @@ def _module(name: str, module: nn.Module, first: dict[int, int]) -> Hashable:
         if t is not None
     ]
     ignored = _IGNORED | ({"forward", "_original_forward"} if has_original_forward(module) else set())
+    bases: tuple[Any, ...] = type(module).__mro__
+    for base in bases:
+        if base.__module__.startswith(_LIGHTNING) and issubclass(base, nn.Module):
+            ignored = ignored | _attributes_of(base)
     plain = [(key, _value(value, 0)) for key, value in attributes.items() if key not in ignored]
     return name, id(module), type(module), id(type(module).forward), tuple(tensors), tuple(plain)
 

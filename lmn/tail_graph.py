@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from lmn.graph_modules import graph_module
+
 
 class TailGraph(nn.Module):
     """A graph on a module that has what its nodes name; run without the wrapper that prints its code where it fails.
@@ -43,7 +45,7 @@ class TailGraph(nn.Module):
     @cached_property
     def module(self) -> fx.GraphModule:
         """The graph with nothing but what it needs."""
-        return self.root if isinstance(self.root, fx.GraphModule) else fx.GraphModule(self.root, copy.deepcopy(self.graph))
+        return self.root if isinstance(self.root, fx.GraphModule) else graph_module(self.root, copy.deepcopy(self.graph))
 
     def forward(self, x: Tensor) -> Any:
         return self.run(self.root, x)

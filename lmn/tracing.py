@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules.module import _has_any_global_hook
 
 from lmn.as_written import Watch, mark_of_this_thread, traced_as_written
+from lmn.graph_modules import forgotten, graph_module
 from lmn.operations import is_custom
 
 # torch.fx replaces nn.Module's own methods while it traces, for all threads: one trace at a time, and what other threads run
@@ -57,7 +58,7 @@ def traced_symbolically(root: nn.Module, tap: nn.Module | None) -> fx.GraphModul
             raise TypeError("the tail reads the model's input (its shape, say)")
         graph.erase_node(x)
     graph.lint()
-    return fx.GraphModule(root, graph)
+    return graph_module(root, graph)
 
 
 @contextmanager
@@ -94,7 +95,7 @@ def traced_by_running(tail: Callable[[Tensor], Tensor], samples: Tensor, root: n
 
     tracer = make_fx(run, tracing_mode="symbolic", pre_dispatch=True, _allow_non_fake_inputs=True)
     with _alone():
-        traced: fx.GraphModule = tracer(samples.clone())
+        traced = forgotten(tracer(samples.clone()))
     graph = traced.graph
     graph.eliminate_dead_code()
     names = {id(tensor): name for name, tensor in (*root.named_parameters(), *root.named_buffers())}
@@ -103,7 +104,7 @@ def traced_by_running(tail: Callable[[Tensor], Tensor], samples: Tensor, root: n
         tensor = getattr(traced, str(node.target))
         node.target = names.get(id(tensor), node.target)
         tensors[str(node.target)] = tensor
-    return fx.GraphModule(tensors, graph)
+    return graph_module(tensors, graph)
 
 
 class _Tracer(fx.Tracer):

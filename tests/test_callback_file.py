@@ -1,5 +1,6 @@
 """The file of a callback: what is kept of a run that dies, and of the next one."""
 
+import copy
 import itertools
 import json
 import math
@@ -174,6 +175,40 @@ def test_a_training_that_goes_on_earlier_keeps_what_was_measured(tmp_path: Path)
     assert "has measurements up to step 10, and the training is at step 7: they are kept" in told
     assert trained(path, range(15, 21)) == []
     assert steps_of(path) == [0, 5, 10, 15, 20]
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_attached_before_its_state_is_loaded(loads: bool, tmp_path: Path) -> None:
+    """Whether it goes on or begins anew shows at its first step."""
+    path, extra = tmp_path / "history.jsonl", lambda: {"mean": float(model[0].weight.detach().mean())}
+    model, optimizer = built()
+    with lmn.Callback(data()[0], every=5, path=path, extra=extra, **OPTIONS).attach(model, optimizer):
+        train(model, optimizer, 7)
+    state, before = copy.deepcopy(optimizer.state_dict()), journal.read(path)
+    model, optimizer = built()
+    callback = lmn.Callback(data()[0], every=5, path=path, extra=extra, **OPTIONS).attach(model, optimizer)
+    if loads:
+        optimizer.load_state_dict(state)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        train(model, optimizer, 6)
+        callback.close()
+    assert len(told) == (not loads)
+    assert steps_of(path) == ([0, 5, 7, 10, 13] if loads else [0, 5, 6])
+    assert (tmp_path / "history.1.jsonl").exists() == (not loads)
+    first, again = before[0], journal.read(path)[0]
+    assert (again["lmn"], again["mean"]) == (first["lmn"], first["mean"])
+
+
+def test_another_training_with_the_same_callback_is_told_of() -> None:
+    callback = lmn.Callback(data()[0], every=5, **OPTIONS)
+    for step in range(11):
+        callback(built()[0], step)
+    with pytest.warns(UserWarning, match="has measurements up to step 10, and the training is at step 0"):
+        callback.attach(*built())
+    callback.close()
+    callback.close(built()[0], 50)
+    assert [row["step"] for row in callback.rows] == [0, 5, 10]
 
 
 def test_a_file_that_is_deleted_is_written_again(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import lmn
+import lmn.network
 from lmn import journal
 from lmn.integrations.lightning import LmnCallback
 
@@ -125,6 +126,22 @@ def test_where_it_is_monitored_its_numbers_are_of_now(how: dict[str, Any], valid
     fit(made, Module())
     assert callback.history["step"].tolist() == ([0, 3, 6, 9, 12, 15, 18] if validated else [0, 6, 12, 18])
     assert made.current_epoch == 3
+
+
+class Plain(Module):
+    """Without an attribute that changes from step to step."""
+
+    def training_step(self, batch: Any, _index: int) -> Tensor:
+        return functional.cross_entropy(self(batch[0]), batch[1])
+
+
+def test_a_whole_module_is_traced_as_often_as_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traces, trace = list[int](), lmn.network.traced_symbolically
+    monkeypatch.setattr(lmn.network, "traced_symbolically", lambda *args: traces.append(1) or trace(*args))
+    callback = LmnCallback(data()[0], every=1, **OPTIONS)
+    fit(trainer(tmp_path, callback, epochs=2), Plain())
+    assert len(callback.rows) == 13
+    assert len(traces) <= 2
 
 
 def test_a_new_training_begins_its_history_anew(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import linecache
 import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.graph_module import _loader
 
 import lmn
 import lmn.network
@@ -250,6 +252,19 @@ def test_a_recurrent_model_is_traced_once(tracings: list[int]) -> None:
     model.half().float()
     assert torch.equal(measured(model), measured(model))
     assert len(tracings) == once
+
+
+def test_what_is_traced_again_and_again_leaves_nothing() -> None:
+    """torch.fx keeps the source of each graph's code, and Python what it was read by."""
+    model = Scaled()
+    model.act.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    before = None
+    for _ in range(3):
+        lmn.measure(model, X, metrics=("lmn", "jacobians", "local_complexity"), progress=False)
+        gc.collect()
+        now = len(_loader.eval_cache), [name for name in linecache.cache if "eval_with_key" in name]
+        assert before is None or before == now
+        before = now
 
 
 @pytest.mark.parametrize("change", [lambda held: held.fill_(0.5004), lambda _: torch.full((2,), 0.5004)])
