@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from torch.fx import _symbolic_trace
 from torch.utils._python_dispatch import TorchDispatchMode
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class _Thread(threading.local):
@@ -57,6 +61,20 @@ def as_written() -> Iterator[None]:
         yield
     finally:
         _THREAD.measures -= 1
+
+
+def not_compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that may be called in what is compiled, a training's step say, and is not to be compiled with it."""
+
+    disabled: list[Callable[P, R]] = []
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not disabled and (decorators := _of_torch_compile("decorators")) is not None:
+            disabled.append(decorators.disable(function))
+        return (disabled[0] if disabled else function)(*args, **kwargs)
+
+    return run
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from lmn.as_written import not_compiled
 from lmn.errors import LmnError
 from lmn.grid import as_grid
 from lmn.journal import Row, plain
@@ -144,6 +144,7 @@ class Callback:
 
     # -- in a loop -----------------------------------------------------------------------------------------------------------
 
+    @not_compiled
     def __call__(self, model: nn.Module, step: int, **extra: Any) -> Measurement | None:
         """Tell that a step ended: measures if it is time to.
 
@@ -171,6 +172,7 @@ class Callback:
             return None
         return self._take(model, step, extra) if self._schedule.is_due(step) else None
 
+    @not_compiled
     def freshen(self, model: nn.Module, step: int) -> None:
         """Measure a step though it is not due, and wait for it, where something goes by the numbers at it.
 
@@ -200,12 +202,9 @@ class Callback:
             optimizer = optimizer.optimizer  # type: ignore[attr-defined]
         self._check_open()
         self._step = _steps_of(optimizer, 0) if step is None else _whole(step)
-        hook: Callable[..., None] = self._after_step
-        if "torch._dynamo" in sys.modules:  # which would trace it in a step that is compiled; seconds to import
-            hook = torch._dynamo.disable(hook)
         self._attached = (
             model,
-            optimizer.register_step_post_hook(hook),
+            optimizer.register_step_post_hook(self._after_step),
             optimizer.register_load_state_dict_post_hook(self._after_loading),
         )
         try:
@@ -232,6 +231,7 @@ class Callback:
                 handle.remove()
             self._attached = self._untrained = None
 
+    @not_compiled
     def _after_step(self, _optimizer: Any, _args: Any, _kwargs: Any) -> None:
         self._step += 1
         untrained, self._untrained = self._untrained, None
@@ -243,6 +243,7 @@ class Callback:
     def _after_loading(self, optimizer: torch.optim.Optimizer) -> None:
         self._step, self._untrained = _steps_of(optimizer, self._step), None
 
+    @not_compiled
     def close(self, model: nn.Module | None = None, step: int | None = None, **extra: Any) -> None:
         """Wait for what is in flight, measure the last step, if it was not, and let go of the file and the optimizer.
 

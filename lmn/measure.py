@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lmn.as_written import not_compiled
 from lmn.backends import check_name
 from lmn.connectivity import Computed, check_segments, compute
 from lmn.errors import LmnError, thread_count, whole_number
@@ -29,6 +30,7 @@ _UNASKED = ("lmn", "regions")
 _MOST_OBSERVED = 1 << 22  # points at which regions are looked for without being asked
 
 
+@not_compiled
 def measure(
     model: nn.Module,
     grid: Any,

@@ -398,6 +398,26 @@ def test_a_compiled_step() -> None:
     assert callback.history["step"].tolist() == [0, 2, 4]
 
 
+def test_nothing_of_it_is_compiled_with_a_step() -> None:
+    model, optimizer = built()
+    x, y = data()
+    callback = lmn.Callback(x, every=2, **OPTIONS)
+    graphs = list[Any]()
+
+    @torch.compile(backend=lambda graph, _inputs: graphs.append(graph) or graph.forward)
+    def step(number: int) -> None:
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        callback(model, number)
+
+    for number in range(5):
+        step(number)
+    assert [row["step"] for row in callback.rows] == [0, 2, 4]
+    assert len(graphs) < 10  # of which measuring would have more than a hundred
+    callback.close()
+
+
 def test_a_moving_average_of_a_model() -> None:
     model, optimizer = built()
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
