@@ -224,7 +224,7 @@ def test_the_command_asks_for_what_draws_before_it_trains(tmp_path: Path, monkey
     monkeypatch.setattr(figures, "find_spec", lambda name: None if name == "sklearn" else name)
     result = CliRunner().invoke(app, ["paper", "s4", "--out", str(tmp_path / "new")])
     assert result.exit_code == 1
-    assert "the figures need scikit-learn; pip install 'lmn[plot]'" in result.stderr
+    assert "the figures need scikit-learn; pip install scikit-learn" in result.stderr
     assert not (tmp_path / "new").exists()
 
 
