@@ -54,7 +54,7 @@ class Kept:
 
     def _look_back(self) -> None:
         self.seconds: float = max((row.get("wall_time") or 0.0 for row in self._rows), default=0.0)
-        self.reached: int = max((row["step"] for row in self._rows), default=-1)
+        self.reached: int = _reached(self._rows)
         self._settings = self._settings_of(self._rows)
 
     @staticmethod
@@ -80,13 +80,15 @@ class Kept:
         """
         if self._path is not None:
             self._journal = Journal(self._path)
-            if self._journal.rows:
-                self._rows = self._journal.rows
-                self._look_back()
+            written = self._journal.rows
+            recalled = [row for row in self._rows if row["step"] > _reached(written)]
+            self._rows = [*written, *recalled]
+            self._look_back()
             if step == 0 < self.reached:
                 self._set_aside(self._journal)
-            for row in [] if self._journal.rows else self._rows:  # that were recalled
-                self._journal.append(row)
+            else:
+                for row in recalled:
+                    self._journal.append(row)
         elif step == 0 < self.reached:
             self._rows = []
             self._look_back()
@@ -110,11 +112,11 @@ class Kept:
         self._look_back()
 
     def recall(self, rows: Sequence[Row]) -> None:
-        """Go on after the rows of an earlier run, unless the file has them."""
-        if not self._rows:
-            # A frame has NaN where a row has nothing.
-            self._rows = [{name: value for name, value in row.items() if value is not None and value == value} for row in rows]  # noqa: PLR0124
-            self._look_back()
+        """Go on after the rows of an earlier run; those that the file has stay as they are there."""
+        # A frame has NaN where a row has nothing.
+        plain = [{name: value for name, value in row.items() if value is not None and value == value} for row in rows]  # noqa: PLR0124
+        self._rows += [row for row in plain if row["step"] > self.reached]
+        self._look_back()
 
     @property
     def rows(self) -> list[Row]:
@@ -172,3 +174,7 @@ class Kept:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._lock = threading.Lock()
+
+
+def _reached(rows: Sequence[Row]) -> int:
+    return max((row["step"] for row in rows), default=-1)

@@ -273,6 +273,18 @@ def test_rows_that_were_recalled_are_in_a_new_file(tmp_path: Path) -> None:
     assert [row["step"] for row in journal.read(path)] == [row["step"] for row in callback.rows] == [0, 2, 4]
 
 
+def test_rows_that_were_recalled_go_on_after_the_files(tmp_path: Path) -> None:
+    """A checkpoint may have one that the file has not, as where the disk was full."""
+    path = tmp_path / "history.jsonl"
+    trained(path, range(6))
+    with lmn.Callback(data()[0], every=5, path=path, **OPTIONS) as callback:
+        callback.recall([{"step": 5, "lmn": 99.0}, {"step": 8, "lmn": 3.0}])
+        callback(built()[0], 10)
+    assert [(row["step"], row["lmn"] in (99.0, 3.0)) for row in journal.read(path)] == [
+        (0, False), (5, False), (8, True), (10, False)
+    ]  # fmt: skip
+
+
 def test_a_relative_path_is_of_where_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     callback = lmn.Callback(data()[0], path="history.jsonl", **OPTIONS)

@@ -150,6 +150,17 @@ def test_it_is_resumed_in_the_same_file(tmp_path: Path) -> None:
     assert callback.history["step"].tolist() == [0, 3, 4, 6, 8]
 
 
+def test_resumed_without_a_file_it_goes_on_with_what_was_logged(tmp_path: Path) -> None:
+    first = built(tmp_path, steps=4, save_strategy="steps", save_steps=4)
+    before = LmnCallback(tokens(), every=2, **OPTIONS).add_to(first)
+    first.train()
+    second = built(tmp_path, steps=8)
+    callback = LmnCallback(tokens(), every=2, **OPTIONS).add_to(second)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert callback.history["step"].tolist() == [0, 2, 4, 6, 8]
+    assert callback.history["lmn"].tolist()[:2] == before.history["lmn"].tolist()[:2]
+
+
 class Stops(TrainerCallback):
     """As by Ctrl-C, once, at a step."""
 

@@ -94,7 +94,7 @@ class LmnCallback(TrainerCallback):
             else:
                 state.log_history.append(values | {"step": step})
 
-        self._measuring.begin(unwrapped(model), log, lambda: _logged(state))
+        self._measuring.begin(unwrapped(model), log, lambda: _logged(state), _earlier(state, self._measuring.prefix))
         self._measuring.step(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -110,6 +110,16 @@ class LmnCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._measuring.end(state.global_step)
+
+
+def _earlier(state: Any, prefix: str) -> list[Row]:
+    """What a training that is resumed has logged of its measurements."""
+    rows = []
+    for logged in state.log_history:
+        own = {name.removeprefix(prefix): value for name, value in logged.items() if name.startswith(prefix)}
+        if own and "/" not in "".join(own):  # not those of a callback that has a name
+            rows.append({"step": logged["step"]} | own)
+    return rows
 
 
 def _logged(state: Any) -> dict[str, float]:
