@@ -7,6 +7,8 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +20,11 @@ from lmn.grid import as_grid
 from lmn.journal import Row, plain
 from lmn.kept import SETTINGS, Kept
 from lmn.loggers import log_of, named, prefix_of
-from lmn.measure import check_options, measure_subject
+from lmn.measure import Options, measure_subject
 from lmn.measurement import Measurement, is_measured
 from lmn.preserve import beside_training
 from lmn.schedule import Schedule
-from lmn.selection import Select
+from lmn.selection import Select, check_select
 from lmn.snapshot import Snapshot
 from lmn.subject import Subject
 from lmn.submodules import unwrapped
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from lmn.history import History
 
 _RESERVED = {"step", "wall_time", "error", "notes", *SETTINGS}
-_OPTIONS = ("backend", "m", "max_points", "seed", "max_regions", "threads", "connectivity")
+_OPTIONS = [option.name for option in fields(Options) if option.name not in ("metrics", "progress")]
 
 
 class Callback:
@@ -119,10 +121,9 @@ class Callback:
         if unknown:
             raise LmnError(f"there is no option {', '.join(unknown)}; what measure takes here is {', '.join(_OPTIONS)}.")
         self._grid = as_grid(grid)
-        self._fingerprint = self._grid.fingerprint
         self._tap, self._select = tap, select
-        self._what: dict[str, Any] = {"metrics": metrics, "progress": False} | options
-        check_options(select=select, **self._what)
+        check_select(select)
+        self._options = Options(metrics=metrics, progress=False, **options)
         self._schedule = Schedule.of(every, overhead)
         self._prefix = prefix_of(name)
         if extra is not None and not callable(extra):
@@ -131,12 +132,12 @@ class Callback:
         self._asynchronous = asynchronous
         self._process: int | None = None  # which measures
         self._kept = Kept(path if _is_main_process() else None, strict)
-        self._closed = self._warned_of_done = self._warned_of_log = self._warned_of_extra = False
+        self._closed = False
+        self._warned: set[str] = set()  # of what
         self._pool: ThreadPoolExecutor | None = None
         self._in_flight: Future[Row] | None = None
         self._beside: bool | None = None  # whether this model may be measured in another thread
         self._snapshot = Snapshot()
-        self._warned = False
         self._attached: tuple[Any, ...] | None = None  # a model, and what to undo
         self._untrained: tuple[nn.Module, Row] | None = None  # a copy, and other numbers, to be measured when it is trained
         self._step = 0
@@ -178,13 +179,8 @@ class Callback:
 
         With ``overhead``, only if the share allows.
         """
-        if not self._is_mine():
-            return
-        step = _whole(step)
-        self._begin(step)
-        self._finish()
-        if step > self._schedule.reached and self._schedule.is_due(step, at_end=True):
-            self._take(model, step, {}, wait=True)
+        if self._is_mine() and not self._closed:
+            self._take_at_once(model, step, {})
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int | None = None) -> Callback:
         """Measure the model now and after the optimizer's steps.
@@ -260,17 +256,12 @@ class Callback:
         if model is None and self._attached is not None:
             model, step = self._attached[0], self._step
         self.detach()
-        if not self._is_mine():
-            return
-        if self._closed:
+        if not self._is_mine() or self._closed:
             return
         try:
             if model is not None and step is not None:
-                self._begin(_whole(step))
+                self._take_at_once(model, step, extra)
             self._finish()
-            is_new = step is not None and step > self._schedule.reached
-            if model is not None and step is not None and is_new and self._schedule.is_due(step, at_end=True):
-                self._take(model, step, extra, wait=True)
         finally:
             if self._pool is not None:
                 self._pool.shutdown()
@@ -279,6 +270,14 @@ class Callback:
             self._snapshot.forget()
             self._schedule.stop()
             self._kept.close()
+
+    def _take_at_once(self, model: nn.Module, step: int, extra: Mapping[str, Any]) -> None:
+        """Measure a step, and wait for it, if it was not and the share allows."""
+        step = _whole(step)
+        self._begin(step)
+        self._finish()
+        if step > self._schedule.reached and self._schedule.is_due(step, at_end=True):
+            self._take(model, step, extra, wait=True)
 
     def _begin(self, step: int) -> None:
         """Once, in the process that measures, which need not be the one that this was made in."""
@@ -295,8 +294,8 @@ class Callback:
     def _warn_of_done(self, step: int) -> None:
         """Once, of steps that an earlier training, or run of this one, has measured."""
         earlier = self._schedule.reached
-        if step < earlier and not self._warned_of_done:
-            self._warned_of_done = True
+        if step < earlier and "done" not in self._warned:
+            self._warned.add("done")
             warn(
                 f"{self._kept.name} has measurements up to step {earlier}, and the training is at step {step}: they are kept, "
                 f"and measuring goes on after step {earlier}. If this is another training, give it another path=; if its steps "
@@ -402,11 +401,7 @@ class Callback:
         try:
             return {str(name): plain(value) for name, value in dict(self._extra()).items()}
         except Exception as error:
-            if self._strict:
-                raise
-            if not self._warned_of_extra:
-                self._warned_of_extra = True
-                warn(f"extra= failed, and its numbers are missing; measuring and the training go on: {_told(error)}")
+            self._tolerate(error, "extra= failed, and its numbers are missing; measuring and the training go on")
             return {}
 
     def _copied(self, model: nn.Module) -> nn.Module:
@@ -420,15 +415,13 @@ class Callback:
 
     def _run(self, subject: Callable[[], Subject], row: Row, others: Row, began: float, *, beside: bool) -> Row:
         """Measure and note; in another thread if beside."""
-        what, failure = self._what, None
+        options, failure = self._options, None
         try:
             if beside:
-                what = {"threads": max(1, torch.get_num_threads() // 2)} | what
+                options = replace(options, threads=options.threads or max(1, torch.get_num_threads() // 2))
                 self._snapshot.wait()
-                with beside_training():
-                    found = measure_subject(subject(), began, **what)
-            else:
-                found = measure_subject(subject(), began, **what)
+            with beside_training() if beside else nullcontext():
+                found = measure_subject(subject(), options, began)
         except Exception as error:
             if isinstance(error, LmnError) and not self.rows:
                 raise
@@ -446,15 +439,19 @@ class Callback:
     def _failed(self, error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
+        self._tolerate(error, "a measurement failed, and is recorded as such; the training goes on")
+
+    def _tolerate(self, error: Exception, said: str) -> None:
+        """Warn once, unless strict."""
         if self._strict:
             raise error
-        if not self._warned:
-            self._warned = True
-            warn(f"a measurement failed, and is recorded as such; the training goes on: {_told(error)}")
+        if said not in self._warned:
+            self._warned.add(said)
+            warn(f"{said}: {_told(error)}")
 
     def _said_of(self, found: Measurement) -> Row:
         """What is no number of a measurement: its tap, and what a reader of the numbers should know."""
-        said = {"tap": self._tap, "samples": self._fingerprint, "notes": "; ".join(found.notes)}
+        said = {"tap": self._tap, "samples": self._grid.fingerprint, "notes": "; ".join(found.notes)}
         return {name: value for name, value in said.items() if value}
 
     def _logged(self, row: Row) -> None:
@@ -464,11 +461,7 @@ class Callback:
         try:
             self._log(named({name: value for name, value in row.items() if is_measured(name)}, self._prefix), row["step"])
         except Exception as error:
-            if self._strict:
-                raise
-            if not self._warned_of_log:
-                self._warned_of_log = True
-                warn(f"a measurement was not logged, and is kept; the training goes on: {_told(error)}")
+            self._tolerate(error, "a measurement was not logged, and is kept; the training goes on")
 
     def _collect(self) -> None:
         """What another thread has finished is told of here, in the thread that trains."""

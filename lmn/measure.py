@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from lmn.local_complexity import find as local_complexity_of
 from lmn.measurement import Measurement
 from lmn.partition import Regions
 from lmn.regions import find, is_geometric
-from lmn.selection import Select, check_select
+from lmn.selection import Select
 from lmn.spectrum import eigenvalues_in_place, nonlinear_complexity
 from lmn.subject import Subject
 
@@ -103,33 +104,49 @@ def measure(
     >>> measurement.lmn, measurement.n_points
     """
     started = time.perf_counter()
-    check_options(metrics, select, backend, m, max_points, seed, max_regions, threads)
-    subject = Subject(model, as_grid(grid), tap=tap, select=select)
-    return measure_subject(
-        subject, started, metrics=metrics, backend=backend, m=m, max_points=max_points, seed=seed, connectivity=connectivity,
-        max_regions=max_regions, threads=threads, progress=progress,
-    )  # fmt: skip
+    options = Options(metrics, backend, m, max_points, seed, max_regions, threads, connectivity, progress)
+    return measure_subject(Subject(model, as_grid(grid), tap=tap, select=select), options, started)
 
 
-def measure_subject(
-    subject: Subject,
-    started: float,
-    *,
-    metrics: Sequence[str] | None = None,
-    backend: str = "auto",
-    m: int = 21,
-    max_points: int | None = 2048,
-    seed: int = 0,
-    connectivity: bool = False,
-    max_regions: int = 1_000_000,
-    threads: int | None = None,
-    progress: bool = True,
-) -> Measurement:
-    """``measure`` of checked options, and of a model that may have been looked at before; ``started`` is by perf_counter."""
-    threads, n_points = thread_count(threads), subject.grid.n_points
-    indices = _sample(n_points, max_points, seed)
+@dataclass(frozen=True)
+class Options:
+    """Of ``measure``, those that need no model to be told from what is none.
+
+    Raises
+    ------
+    LmnError
+    """
+
+    metrics: Sequence[str] | None = None
+    backend: str = "auto"
+    m: int = 21
+    max_points: int | None = 2048
+    seed: int = 0
+    max_regions: int = 1_000_000
+    threads: int | None = None
+    connectivity: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        names = self.metrics
+        known = names is None or (isinstance(names, Sequence) and len(names) > 0 and all(name in METRICS for name in names))
+        if not known or isinstance(names, str):
+            raise LmnError(f"metrics is a sequence of names out of {METRICS}; got {names!r}.")
+        check_name("connectivity", self.backend)
+        check_segments(self.m)
+        if self.max_points is not None:
+            whole_number(self.max_points, "max_points (or None)", 1)
+        whole_number(self.seed, "seed", 0)
+        whole_number(self.max_regions, "max_regions", 1)
+        thread_count(self.threads)
+
+
+def measure_subject(subject: Subject, options: Options, started: float) -> Measurement:
+    """``measure``, of a model that may have been looked at before; ``started`` is by perf_counter."""
+    threads, progress, n_points = thread_count(options.threads), options.progress, subject.grid.n_points
+    indices = _sample(n_points, options.max_points, options.seed)
     notes: list[str] = []
-    wanted = _UNASKED if metrics is None else metrics
+    wanted = _UNASKED if options.metrics is None else options.metrics
     found: Computed | None = None
     regions: Regions | None = None
     local: JacobianStatistics | None = None
@@ -137,11 +154,12 @@ def measure_subject(
     with subject:
         if "lmn" in wanted:
             found = compute(
-                subject, indices, backend=backend, m=int(m), threads=threads, progress=progress, dtype=torch.float64
-            )
+                subject, indices, backend=options.backend, m=int(options.m), threads=threads, progress=progress,
+                dtype=torch.float64,
+            )  # fmt: skip
             notes += found.notes
         if "regions" in wanted:
-            regions, why = _regions(subject, metrics is None, max_regions, threads, progress)
+            regions, why = _regions(subject, options.metrics is None, options.max_regions, threads, progress)
             notes += [f"no regions: {why}"] if regions is None else []
         if "jacobians" in wanted:
             local, said = _jacobians(subject, regions, threads, progress)
@@ -164,46 +182,16 @@ def measure_subject(
         notes=tuple(notes),
         n_sampled=len(indices) if indices is not None and sampled else None,
         indices=indices if sampled else None,
-        **_of_connectivity(found, connectivity, int(m), threads),
+        **_of_connectivity(found, options, threads),
         elapsed=time.perf_counter() - started,
     )
 
 
-def check_options(
-    metrics: Sequence[str] | None = None,
-    select: Select | None = None,
-    backend: str = "auto",
-    m: int = 21,
-    max_points: int | None = 2048,
-    seed: int = 0,
-    max_regions: int = 1_000_000,
-    threads: int | None = None,
-    **_others: Any,
-) -> None:
-    """Of ``measure``, those that need no model to be told from what is none.
-
-    Raises
-    ------
-    LmnError
-    """
-    known = metrics is None or (isinstance(metrics, Sequence) and len(metrics) > 0 and all(name in METRICS for name in metrics))
-    if not known or isinstance(metrics, str):
-        raise LmnError(f"metrics is a sequence of names out of {METRICS}; got {metrics!r}.")
-    check_select(select)
-    check_name("connectivity", backend)
-    check_segments(m)
-    if max_points is not None:
-        whole_number(max_points, "max_points (or None)", 1)
-    whole_number(seed, "seed", 0)
-    whole_number(max_regions, "max_regions", 1)
-    thread_count(threads)
-
-
-def _of_connectivity(found: Computed | None, keep: bool, m: int, threads: int) -> dict[str, Any]:
+def _of_connectivity(found: Computed | None, options: Options, threads: int) -> dict[str, Any]:
     """What a measurement says of the linear connectivity."""
     if found is None:
         return {}
-    matrix = found.matrix.clone() if keep else None
+    matrix = found.matrix.clone() if options.connectivity else None
     eigenvalues = eigenvalues_in_place(found.matrix.cpu().numpy(), threads)
     complexity = nonlinear_complexity(eigenvalues)
     return {
@@ -211,7 +199,7 @@ def _of_connectivity(found: Computed | None, keep: bool, m: int, threads: int) -
         "nonlinear_complexity": complexity,
         "eigenvalues": eigenvalues,
         "connectivity": matrix,
-        "m": m,
+        "m": int(options.m),
         "backend": found.backend,
         "dtype": found.dtype,
         "n_redone": found.n_redone,

@@ -3,7 +3,7 @@
 The device "meta" has no values: whatever is made there by accident can't be used with what the model and the samples have.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -70,8 +70,13 @@ CASES = [
 ]
 
 
+def pairs_of(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
+    """Of one result each, or of several."""
+    return zip(*((each if isinstance(each, tuple) else (each,)) for each in (a, b)), strict=True)
+
+
 def same(a: Any, b: Any) -> None:
-    for one, other in zip(*((each if isinstance(each, tuple) else (each,)) for each in (a, b)), strict=True):
+    for one, other in pairs_of(a, b):
         np.testing.assert_array_equal(one, other)
 
 

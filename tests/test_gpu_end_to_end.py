@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from pretended_gpu import moved, pretended_gpu
-from test_default_device import BOX, LINE, MEASURED, QUIET, Model, X, images, narrow, seeded, smooth, wide
+from test_default_device import BOX, LINE, MEASURED, QUIET, Model, X, images, narrow, pairs_of, seeded, smooth, wide
 from torch import Tensor, nn
 
 import lmn
+
+from models import LooksAtValues
 
 
 def test_devices_can_not_be_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,17 +28,7 @@ def test_devices_can_not_be_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def whole() -> nn.Module:
     """Can't be traced."""
-
-    class Branches(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Linear(2, 6), nn.Linear(6, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = torch.tanh(self.first(x))
-            return self.second(h) * (2 if float(h.abs().max()) > 100 else 1)
-
-    return Branches()
+    return nn.Sequential(nn.Linear(2, 4), LooksAtValues())
 
 
 MODELS: dict[Model, tuple[str, ...]] = {
@@ -48,7 +40,7 @@ MODELS: dict[Model, tuple[str, ...]] = {
 
 
 def close(found: Any, expected: Any) -> None:
-    for one, other in zip(*((each if isinstance(each, tuple) else (each,)) for each in (found, expected)), strict=True):
+    for one, other in pairs_of(found, expected):
         on_cpu = one.cpu() if isinstance(one, Tensor) else one
         np.testing.assert_allclose(np.asarray(on_cpu), np.asarray(other), rtol=1e-4, atol=1e-4)
 

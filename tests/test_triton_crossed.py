@@ -15,7 +15,7 @@ import torch
 from test_jacobians import chain_of
 from test_local_complexity import mlp
 from test_triton import MODULES, error_of, problem_of
-from test_triton_precision import dot
+from test_triton_precision import bits, dot
 from torch import Tensor, nn
 from triton.runtime.interpreter import InterpreterBuilder
 
@@ -134,9 +134,3 @@ def samples(case: Crossed) -> Tensor:
 def largest(x: Tensor) -> Tensor:
     """Of each sample."""
     return x.abs().flatten(1).amax(1)
-
-
-def bits(found: lmn.ActivationPatterns) -> np.ndarray:
-    assert found.ids is not None
-    words = np.ascontiguousarray(found.words[found.ids])
-    return np.unpackbits(words.view(np.uint8), axis=1)

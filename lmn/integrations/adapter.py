@@ -74,6 +74,10 @@ class Adapter:
         self.callback.recall(before)
         self.latest = named(_latest_of(self.callback.rows), self.prefix)  # until there are others
 
+    def owns(self, key: str) -> bool:
+        """Whether a key is of this callback, and of none that has another name."""
+        return key.startswith(self.prefix) and "/" not in key.removeprefix(self.prefix)
+
     def __str__(self) -> str:
         return "not begun, or in a process that doesn't measure" if self.callback is None else str(self.callback)
 

@@ -104,8 +104,7 @@ class LmnCallback(_lightning().Callback):  # type: ignore[misc]
 
     def _freshen(self, trainer: Any) -> None:
         """Before early stopping or a checkpoint goes by the numbers: an old one again is no improvement."""
-        monitored = (getattr(callback, "monitor", None) for callback in trainer.callbacks)
-        if any(str(name).startswith(self._measuring.prefix) for name in monitored):
+        if any(self._measuring.owns(str(getattr(callback, "monitor", ""))) for callback in trainer.callbacks):
             self._measuring.freshen(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:

@@ -94,7 +94,7 @@ class LmnCallback(TrainerCallback):
             else:
                 state.log_history.append(values | {"step": step})
 
-        self._measuring.begin(unwrapped(model), log, lambda: _logged(state), _earlier(state, self._measuring.prefix))
+        self._measuring.begin(unwrapped(model), log, lambda: _logged(state), _earlier(state, self._measuring))
         self._measuring.step(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -102,7 +102,7 @@ class LmnCallback(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         # An old number again is no improvement.
-        if (args.metric_for_best_model or "").removeprefix("eval_").startswith(self._measuring.prefix):
+        if self._measuring.owns((args.metric_for_best_model or "").removeprefix("eval_")):
             self._measuring.freshen(state.global_step)
         self._measuring.share()
         if metrics is not None:
@@ -112,12 +112,12 @@ class LmnCallback(TrainerCallback):
         self._measuring.end(state.global_step)
 
 
-def _earlier(state: Any, prefix: str) -> list[Row]:
+def _earlier(state: Any, measuring: Adapter) -> list[Row]:
     """What a training that is resumed has logged of its measurements."""
     rows = []
     for logged in state.log_history:
-        own = {name.removeprefix(prefix): value for name, value in logged.items() if name.startswith(prefix)}
-        if own and "/" not in "".join(own):  # not those of a callback that has a name
+        own = {name.removeprefix(measuring.prefix): value for name, value in logged.items() if measuring.owns(name)}
+        if own:
             rows.append({"step": logged["step"]} | own)
     return rows
 
