@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lmn.errors import LmnError
-from lmn.kernels.eigenvalues import largest_eigenvalues
+from lmn.kernels.eigenvalues import ascending_eigenvalues, largest_eigenvalues
 from lmn.kernels.jacobians.problem import smaller_gram
 from lmn.map_source import MapSource
 from lmn.memory import in_bytes
@@ -152,7 +152,7 @@ def effective_linear_maps(source: MapSource, memory_limit: int, progress: Callab
     spectrum = (
         _by_entries(source, memory_limit, progress) if size <= source.n_maps else _by_maps(source, memory_limit, progress)
     )
-    eigenvalues = torch.linalg.eigvalsh(spectrum).clamp(min=0)
+    eigenvalues = ascending_eigenvalues(spectrum).clamp(min=0)
     return max(1.0, float(_effective_number(eigenvalues)))
 
 

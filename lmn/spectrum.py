@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from lmn.errors import LmnError
+from lmn.kernels.eigenvalues import LARGE, ascending_eigenvalues
 from lmn.kernels.threads import torch_threads
 
 _ROUNDING = 1e-5
-_IN_PLACE_FROM = 2049  # rows: a smaller matrix's copy is under 34 MB
+_IN_PLACE_FROM = LARGE  # a smaller matrix's copy is under 34 MB
 
 
 def linear_mapping_number(connectivity: Tensor | np.ndarray[Any, Any]) -> float:
@@ -79,14 +80,14 @@ def eigenvalues_in_place(matrix: np.ndarray[Any, Any], threads: int) -> np.ndarr
     ----------
     matrix : ndarray of shape (n, n), float64, contiguous
     threads : int
-        At most; of all but large matrices one, which is faster than several that wait for each other.
+        At most.
     """
     lapack = _lapack() if len(matrix) >= _IN_PLACE_FROM else None
     if lapack is not None:
         with lapack.threads(threads):
             return _eigenvalues_by_lapack(lapack, matrix)[::-1].copy()
-    with torch_threads(1 if len(matrix) < _IN_PLACE_FROM else threads):
-        ascending: np.ndarray[Any, Any] = torch.linalg.eigvalsh(torch.from_numpy(matrix)).numpy()
+    with torch_threads(threads):
+        ascending: np.ndarray[Any, Any] = ascending_eigenvalues(torch.from_numpy(matrix)).numpy()
     return ascending[::-1].copy()
 
 
