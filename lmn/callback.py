@@ -162,6 +162,10 @@ class Callback:
         Measurement or None
             What was measured now; None where it was not, where it failed, or where it goes on in another thread.
         """
+        return self._hear(model, step, extra)
+
+    def _hear(self, model: nn.Module, step: int, extra: Mapping[str, Any]) -> Measurement | None:
+        """As a call; on most steps nothing is due, and this is all that they cost."""
         if not self._is_mine():
             return None
         self._check_open()
@@ -232,9 +236,9 @@ class Callback:
         self._step += 1
         untrained, self._untrained = self._untrained, None
         if untrained is not None:  # nothing was loaded: it is a new training
-            self(untrained[0], 0, **untrained[1])
+            self._hear(untrained[0], 0, untrained[1])
         if self._attached is not None:
-            self(self._attached[0], self._step)
+            self._hear(self._attached[0], self._step, {})
 
     def _after_loading(self, optimizer: torch.optim.Optimizer) -> None:
         self._step, self._untrained = _steps_of(optimizer, self._step), None
@@ -356,9 +360,9 @@ class Callback:
 
     def _is_mine(self) -> bool:
         """Neither a worker process of a data loader, which has a copy of this, nor another rank than the first."""
-        if self._process is None and torch.utils.data.get_worker_info() is not None:
-            return False
-        return self._process in (None, os.getpid()) and _is_main_process()
+        if self._process is None:
+            return torch.utils.data.get_worker_info() is None and _is_main_process()
+        return self._process == os.getpid() and _rank() in (None, 0)
 
     def _take(self, model: nn.Module, step: int, extra: Mapping[str, Any], *, wait: bool = False) -> Measurement | None:
         if self._in_flight is not None:  # due again at the next step, until that one is done
@@ -496,9 +500,16 @@ def _told(error: Exception) -> str:
 
 
 def _is_main_process() -> bool:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank() == 0
-    return os.environ.get("RANK", "0") == "0"  # of what torchrun started, before the processes know each other
+    rank = _rank()
+    return (
+        os.environ.get("RANK", "0") == "0" if rank is None else rank == 0
+    )  # of torchrun, before the processes know each other
+
+
+def _rank() -> int | None:
+    """Among the processes that know each other, if any do."""
+    known = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if known else None
 
 
 def _steps_of(optimizer: torch.optim.Optimizer, otherwise: int) -> int:
