@@ -165,17 +165,20 @@ class Callback:
         return self._hear(model, step, extra)
 
     def _hear(self, model: nn.Module, step: int, extra: Mapping[str, Any]) -> Measurement | None:
-        """As a call; on most steps nothing is due, and this is all that they cost."""
+        """As a call. On most steps nothing is due, in no process, and the first lines are all that they cost."""
+        schedule = self._schedule
+        if type(step) is int and self._in_flight is None and step > schedule.reached and not schedule.is_due(step):
+            return None
         if not self._is_mine():
             return None
         self._check_open()
         step = _whole(step)
         self._begin(step)
         self._collect()
-        if step <= self._schedule.reached:
+        if step <= schedule.reached:
             self._warn_of_done(step)
             return None
-        return self._take(model, step, extra) if self._schedule.is_due(step) else None
+        return self._take(model, step, extra) if schedule.is_due(step) else None
 
     @not_compiled
     def freshen(self, model: nn.Module, step: int) -> None:
@@ -288,7 +291,7 @@ class Callback:
         if self._process is not None:
             return
         self._kept.open(step)
-        self._schedule.began, self._schedule.reached = time.perf_counter(), self._kept.reached
+        self._schedule.begin(self._kept.reached)
         self._process = os.getpid()
 
     def _check_open(self) -> None:
@@ -367,7 +370,7 @@ class Callback:
     def _take(self, model: nn.Module, step: int, extra: Mapping[str, Any], *, wait: bool = False) -> Measurement | None:
         if self._in_flight is not None:  # due again at the next step, until that one is done
             return None
-        self._schedule.reached = step
+        self._schedule.reach(step)
         row = {"step": step, "wall_time": self._kept.seconds + self._schedule.elapsed}
         beside = self._asynchronous and not wait and bool(self._beside)
         inner, began = unwrapped(model), time.perf_counter()

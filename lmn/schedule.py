@@ -25,13 +25,16 @@ class Schedule:
         Seconds that it took.
     reached : int
         The last step that was measured, or -1.
+    due : float
+        The step, or with ``share`` the second by perf_counter, from which on to measure again: all that is looked at on most
+        steps, as what a training has driven out of the caches costs tens of microseconds to look at.
     """
 
     every: int | None
     share: float | None
     spent: float = 0.0
-    last: float = 0.0
     reached: int = -1
+    due: float = -math.inf
     began: float = field(default_factory=lambda: time.perf_counter())
     ended: float | None = None
 
@@ -46,24 +49,32 @@ class Schedule:
             raise LmnError(f"overhead is the share of the time that measuring may take, above 0 and up to 1; got {overhead!r}.")
         return cls(None, float(overhead))
 
-    def is_due(self, step: int, *, at_end: bool = False) -> bool:
-        """Whether to measure this step, or the last one.
+    def begin(self, reached: int) -> None:
+        """Time counts from now, and steps from the last that an earlier run has measured."""
+        self.began = time.perf_counter()
+        self.reach(reached)
 
-        Steps need not go by ones: the first one that reaches or passes a multiple of ``every`` is measured. A measurement is
-        expected to take as long as the one before.
-        """
+    def reach(self, step: int) -> None:
+        """Steps need not go by ones: the first one that reaches or passes a multiple of ``every`` is measured next."""
+        self.reached = step
         if self.every is not None:
-            return at_end or step // self.every > self.reached // self.every
-        assert self.share is not None
-        return self.spent + self.last <= self.share * (self.elapsed + self.last)
+            self.due = (step // self.every + 1) * self.every
+
+    def is_due(self, step: int, *, at_end: bool = False) -> bool:
+        """Whether to measure this step, or the last one."""
+        if self.every is None:
+            return time.perf_counter() >= self.due
+        return at_end or step >= self.due
 
     def took(self, seconds: float) -> None:
+        """Of a measurement; the next is expected to take as long."""
         self.spent += seconds
-        self.last = seconds
+        if self.share is not None:
+            self.due = self.began + (self.spent + seconds) / self.share - seconds
 
     def stop(self) -> None:
         """Count no more time."""
-        self.ended = self.ended or time.perf_counter()
+        self.ended, self.due = self.ended or time.perf_counter(), -math.inf
 
     @property
     def elapsed(self) -> float:
