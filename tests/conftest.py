@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# At a test's sizes a second thread waits longer than it works, and more so beside other workers of the test run. Where threads
+# are what is tested they are asked for. Before torch is imported, which reads it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 # Triton decides when a kernel is defined whether it is compiled or interpreted; here there may be no GPU.
