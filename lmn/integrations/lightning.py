@@ -53,8 +53,9 @@ class LmnCallback(_lightning().Callback):  # type: ignore[misc]
     grid, **options
         As for :class:`lmn.Callback`.
     part : str or callable, optional
-        What is measured: the name of a submodule of the LightningModule, or a function of it. Default: the LightningModule. Name
-        the network where the module around it counts its steps, say, in an attribute: a module that has changed is traced anew.
+        What is measured: the name of a submodule of the LightningModule, or a function of it. Default: the LightningModule.
+        Name the network where the module around it counts its steps, say, in an attribute: a module that has changed is traced
+        anew.
 
     Examples
     --------
