@@ -173,8 +173,9 @@ def core_with_slope(z, p0, p1, kink, CORE: tl.constexpr):
 
 @triton.jit
 def _bounded(z, CORE: tl.constexpr):
-    """Where |z| is half of a ReLU, the largest number for an infinite z: half of it less half of it is 0, and not NaN."""
-    if CORE == ABS:
+    """The largest number for an infinite z where an activation is less than that: a ReLU's two halves differ by 0, and what a
+    clamp lets through of z is 0 of it; infinity would make both NaN."""
+    if CORE == ABS or CORE == CLAMP:  # noqa: PLR1714, SIM109 - in Triton's language
         z = _at_least(-3.4e38, _at_most(3.4e38, z))
     return z
 

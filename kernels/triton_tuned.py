@@ -65,9 +65,9 @@ class Choice:
 class Tuned:
     """A kernel and the few configurations that it is launched in.
 
-    Triton times those that fit at the first large launch for each value of ``key``, and keeps what it found, on disk too where
-    it can (from Triton 3.4 on). Kernels must come to the same when they are run again. A launch that is too small to tell, and
-    Triton's interpreter, takes the first that fits.
+    Triton times those that fit at the first large launch for each value of ``key``, precision and device, and keeps what it
+    found, on disk too where it can (from Triton 3.4 on). Kernels must come to the same when they are run again. A launch too
+    small to tell, and Triton's interpreter, takes the first that fits.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class Tuned:
     kernel: Any
     key: tuple[str, ...]
     choices: tuple[Choice, ...]
-    _autotuners: dict[tuple[Choice, ...], Any] = field(default_factory=dict)
+    _autotuners: dict[tuple[tuple[Choice, ...], torch.device], Any] = field(default_factory=dict)
 
     def fitting(self, arguments: dict[str, Any], backend: str) -> tuple[Choice, ...]:
         return tuple(choice for choice in self.choices if choice.fits(arguments, backend))
@@ -112,14 +112,15 @@ class Tuned:
             if len(choices) == 1 or programs < _WAVES * torch.cuda.get_device_properties(device).multi_processor_count:
                 self.kernel[grid](**arguments, **first.tile, **first.options(backend))
             else:
-                self._fastest_of(choices, backend)[grid](**arguments)
+                self._fastest_of(choices, device, backend)[grid](**arguments)
 
-    def _fastest_of(self, choices: tuple[Choice, ...], backend: str) -> Any:
-        if choices not in self._autotuners:
+    def _fastest_of(self, choices: tuple[Choice, ...], device: torch.device, backend: str) -> Any:
+        if (choices, device) not in self._autotuners:
             configs = [each.config(backend) for each in choices]
+            key = [*self.key, *(name for name in ("PRECISION",) if name in self.kernel.arg_names)]
             on_disk = {"cache_results": True} if "cache_results" in inspect.signature(triton.autotune).parameters else {}
-            self._autotuners[choices] = triton.autotune(configs=configs, key=list(self.key), **on_disk)(self.kernel)
-        return self._autotuners[choices]
+            self._autotuners[choices, device] = triton.autotune(configs=configs, key=key, **on_disk)(self.kernel)
+        return self._autotuners[choices, device]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """The Triton cores, and connectivity, in Triton's interpreter against the float64 reference."""
 
 import itertools
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from lmn.chain import chain_plan
 from lmn.connectivity import plan
 from lmn.grid import as_grid
 from lmn.kernels.activations import CORES, core_values
-from lmn.kernels.connectivity import reference, triton_gpu
+from lmn.kernels.connectivity import cpp, reference, triton_gpu
 from lmn.kernels.connectivity.pairs import Pairs
 from lmn.kernels.connectivity.problem import Problem
 from lmn.kernels.connectivity.triton_pairs import samples_of
@@ -119,15 +120,32 @@ def problem_of(
 
 
 def error_of(problem: Problem) -> float:
-    """The largest difference from the float64 reference; every entry asked for is written."""
+    """The largest difference of what kernels wrote from the float64 reference.
+
+    What float32 leaves open is not done again, which would hide what kernels do wrong: it is to be as much as the C++ kernel
+    leaves open. What was to be written and was not is far from any r².
+    """
     n, n_rows = problem.n_points, problem.n_rows
-    out = torch.full((n, n), torch.nan)
-    triton_gpu.connectivity(problem, out, lambda _: None)
+    out = torch.full((n, n), 777.0)
+    with patch.object(triton_gpu, "_redo", return_value=0):
+        triton_gpu.connectivity(problem, out, lambda _: None)
     expected = torch.full((n, n), torch.nan, dtype=torch.float64)
     reference.connectivity(problem, expected, lambda _: None)
     found, wanted = (out, expected) if n_rows is None else (out[:n_rows, n_rows:], expected[:n_rows, n_rows:])
-    assert not torch.isnan(found).any()
-    return float((found - wanted).detach().abs().max()) if found.numel() else 0.0
+    is_open = torch.isnan(found)
+    n_open = int(is_open.triu(1).sum() if n_rows is None else is_open.sum())
+    if abs(n_open - cpp.connectivity(problem, torch.empty(n, n), lambda _: None)) > 1 + 0.1 * len(problem.pairs):
+        return float("inf")
+    return max((found - wanted)[~is_open].abs().tolist(), default=0.0)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(
+    ("kernel", "widths"), [("narrow_pairs", (5, 9, 3)), ("deviations", (5, 200, 70)), ("r_squared", (5, 200, 70))]
+)
+def test_a_kernel_that_writes_nothing_is_seen(kernel: str, widths: tuple[int, ...]) -> None:
+    with patch.object(triton_gpu, kernel, lambda *_, **__: None):
+        assert error_of(problem_of(widths, "gelu", 9)) > 1e-3
 
 
 @pytest.mark.parametrize("n", [1, 2, 17, 33])

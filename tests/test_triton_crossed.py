@@ -1,11 +1,12 @@
-"""Every Triton operator in Triton's interpreter against float64: each activation at each depth, other things varied along.
+"""Every Triton operator in Triton's interpreter against float64: activations, depths, sizes and precisions crossed.
 
-Sizes of samples and of layers, the input precision of products (TF32 is emulated, see test_triton_precision.py), and whether a
-chain goes through one kernel or a layer at a time, go through their values at different paces, so that each value of one meets
-each of another. Where tiles are larger than the data, or no multiple of it, shows in each.
+Activation, depth, the number of samples, of inputs and of outputs, the input precision of products (TF32 is emulated, see
+test_triton_precision.py), and whether a chain goes through one kernel or a layer at a time: for each two of them, each value of
+one meets each of the other. Where tiles are larger than the data, or no multiple of it, shows in each.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 import lmn
 from lmn.kernels.activations import ACTIVATIONS
-from lmn.kernels.connectivity.triton_ops import fused_for
+from lmn.kernels.connectivity import triton_gpu
 from lmn.kernels.jacobians.triton_gpu import TritonMaps
 from lmn.kernels.triton_host import NarrowChain
 
@@ -50,19 +51,28 @@ class Crossed:
         return f"{self.act}, {'-'.join(map(str, self.widths))}, {self.n} samples, {self.precision}"
 
     @property
+    def values(self) -> dict[str, Any]:
+        """What is crossed."""
+        n_in, *units, n_out = self.widths
+        return {"act": self.act, "n": self.n, "n_in": n_in, "depth": len(units), "n_out": n_out, "precision": self.precision,
+                "fused": self.fused}  # fmt: skip
+
+    @property
     def tolerance(self) -> float:
         return PRECISIONS[self.precision]
 
 
-def crossed(activations: Any) -> Iterator[Crossed]:
-    for a, act in enumerate(activations):
-        for depth in (1, 2, 3, 4):
-            fused = (a + depth) % 2 == 0
-            sizes = [SMALL[(a + depth * layer) % 4] for layer in range(depth)]
+def crossed(activations: Iterable[str]) -> Iterator[Crossed]:
+    """Each activation with each number of samples; the rest goes through its values at other paces."""
+    names = list(activations)
+    for a in range(max(len(names), 13)):  # fewer would not meet all else: twice the few
+        for k, n in enumerate(ODD):
+            depth, fused = 1 + (k + a) % 4, (k // 2 + a) % 2 == 0
+            sizes = [SMALL[(a + k + depth * layer) % 4] for layer in range(depth)]
             sizes[(a // 2) % depth] = 64 - a if fused else 100
-            n_in, n_out = ODD[(a + 2 * depth) % 5], (17, 33, 2)[(a + depth) % 3]
-            precision = tuple(PRECISIONS)[(a // 2 + depth) % 3]
-            yield Crossed(act, (n_in, *sizes, n_out), ODD[(a + 3 * depth) % 5], precision, fused)
+            n_in, n_out = ODD[(3 * k + 2 * a + a // 5) % 5], (17, 33, 2, 1)[(k + a // 2) % 4]
+            precision = tuple(PRECISIONS)[(k + 2 * a) % 3]
+            yield Crossed(names[a % len(names)], (n_in, *sizes, n_out), n, precision, fused)
 
 
 @pytest.fixture
@@ -77,24 +87,24 @@ def every(activations: Any) -> Any:
     return pytest.mark.parametrize("case", list(crossed(activations)), ids=str, indirect=True)
 
 
-def test_each_value_meets_each_of_another() -> None:
-    cases = list(crossed(MODULES))
-    for names in (("act", "precision"), ("act", "fused"), ("n", "precision"), ("n", "fused"), ("precision", "fused")):
-        values = [sorted({getattr(case, name) for case in cases}) for name in names]
-        met = {tuple(getattr(case, name) for name in names) for case in cases}
-        assert met == {(one, other) for one in values[0] for other in values[1]}
-    assert {(len(case.widths), case.precision, case.fused) for case in cases} == {
-        (depth + 2, precision, fused) for depth in (1, 2, 3, 4) for precision in PRECISIONS for fused in (True, False)
-    }
+@pytest.mark.parametrize("activations", [MODULES, ACTIVATIONS, PIECEWISE_LINEAR, WITH_A_CENTRE], ids=len)
+def test_each_value_meets_each_of_another(activations: Iterable[str]) -> None:
+    cases = [case.values for case in crossed(activations)]
+    for names in itertools.combinations(cases[0], 2):
+        one, other = ({case[name] for case in cases} for name in names)
+        assert {tuple(case[name] for name in names) for case in cases} == set(itertools.product(one, other)), names
+    at_depths = {(case["depth"], case["precision"], case["fused"]) for case in cases}
+    assert at_depths == set(itertools.product((1, 2, 3, 4), PRECISIONS, (True, False)))
 
 
 @every(MODULES)
-def test_connectivity(case: Crossed) -> None:
+def test_connectivity(case: Crossed, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not case.fused:
+        monkeypatch.setattr(triton_gpu, "fused_for", lambda *_: None)
     n_rows = None if case.n < 17 else 2  # of many samples, two with all others
     problem = problem_of(case.widths, case.act, case.n, m=4, n_rows=n_rows)
     assert problem.chain is not None
-    fused = fused_for([len(layer.z) for layer in problem.chain.layers], case.widths[-1])
-    assert fused is not None or not case.fused
+    assert (triton_gpu.fused_for([len(layer.z) for layer in problem.chain.layers], case.widths[-1]) is not None) == case.fused
     assert error_of(problem) < case.tolerance
 
 
@@ -105,7 +115,8 @@ def test_jacobians(case: Crossed) -> None:
     assert (NarrowChain.of(chain, torch.device("cpu")) is not None) == case.fused
     expected = torch.func.vmap(torch.func.jacrev(function))(x.double())
     off = largest(maps.jacobians(x).double() - expected) > case.tolerance * float(expected.abs().max())
-    assert off.sum() <= (case.n > 2)  # a unit within rounding of a kink may be on either side
+    # A unit within rounding of a kink may be on either side.
+    assert off.sum() <= (case.n // 20 if case.precision == "tf32" else case.n > 2)
 
 
 @every(PIECEWISE_LINEAR)
@@ -122,9 +133,9 @@ def test_patterns(case: Crossed) -> None:
 @every(WITH_A_CENTRE)
 def test_local_complexity(case: Crossed) -> None:
     model, x = mlp(case.widths, MODULES[case.act]).float(), samples(case)
-    how: dict[str, Any] = {"r": 1.0, "n_directions": min(3, case.widths[0]), "progress": False}
+    how: dict[str, Any] = {"r": 10.0, "n_directions": min(3, case.widths[0]), "progress": False}
     got, expected = (lmn.local_complexity(model, x, backend=backend, **how).counts for backend in ("triton", "reference"))
-    assert np.abs(got - expected).sum() <= (case.tolerance * len(x) * sum(case.widths[1:-1]) if case.precision == "tf32" else 1)
+    assert np.abs(got - expected).sum() <= (case.tolerance * expected.sum() if case.precision == "tf32" else 0)
 
 
 def samples(case: Crossed) -> Tensor:

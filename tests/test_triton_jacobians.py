@@ -35,7 +35,7 @@ def check(widths: tuple[int, ...], act: str, n: int, fused: bool) -> None:
         wrong |= off(isometric @ isometric.mT, a @ a.mT)
     if maps.has_grams(x.dtype):
         wrong |= off(maps.grams(x), a @ a.mT if chain.from_outputs else a.mT @ a)
-    assert wrong.sum() <= 1  # a unit within rounding of a kink may be on either side
+    assert wrong.sum() <= (n > 2)  # a unit within rounding of a kink may be on either side
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)

@@ -245,10 +245,11 @@ def test_hashes_are_distinct_where_a_bit_is() -> None:
     assert bits.min() > 0.2
 
 
+@pytest.mark.parametrize("act", ["ReLU", "ReLU6", "Hardtanh", "Hardsigmoid"])
 @pytest.mark.parametrize("widths", [NARROW, WIDE], ids=["narrow", "wide"])
-def test_units_that_overflow_are_what_they_are_in_the_model(widths: tuple[int, ...]) -> None:
-    """ReLU takes minus infinity to 0, and not half of it less half of it to NaN."""
-    model = mlp(widths)
+def test_units_that_overflow_are_what_they_are_in_the_model(widths: tuple[int, ...], act: str) -> None:
+    """ReLU takes minus infinity to 0, and not half of it less half of it to NaN; a clamp takes it to its bound."""
+    model = mlp(widths, act)
     with torch.no_grad():
         model[0].weight[::2] = -3e38  # half of the units are at minus infinity for many samples
         model[0].bias[::2] = -3e38

@@ -1,0 +1,146 @@
+"""The configurations that kernels are launched in: what each comes to, and which one a GPU is given."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_local_complexity import mlp
+from test_triton import error_of, problem_of
+from test_triton_precision import bits
+from torch import nn
+
+import lmn
+from lmn.kernels import triton_product_ops, triton_tuned
+from lmn.kernels.connectivity import triton_ops as connectivity
+from lmn.kernels.jacobians import triton_ops as jacobians
+from lmn.kernels.local_complexity import triton_ops as local_complexity
+from lmn.kernels.patterns import triton_ops as patterns
+from lmn.kernels.triton_tuned import Choice, Tuned
+
+ALL = [
+    tuned
+    for module in (connectivity, jacobians, local_complexity, patterns, triton_product_ops)
+    for tuned in vars(module).values()
+    if isinstance(tuned, Tuned)
+]
+BOTH = ("triton", "reference")
+MOST = max(len(tuned.choices) for tuned in ALL)
+
+
+# ---- each configuration ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=range(MOST))
+def launched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> set[Tuned]:
+    """Kernels that were launched, all in the configuration of one number, or their last."""
+    found = set[Tuned]()
+
+    def fitting(tuned: Tuned, _arguments: object, _backend: str) -> tuple[Choice, ...]:
+        found.add(tuned)
+        return (tuned.choices[min(request.param, len(tuned.choices) - 1)],)
+
+    monkeypatch.setattr(Tuned, "fitting", fitting)
+    return found
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_every_configuration_comes_to_the_same(launched: set[Tuned]) -> None:
+    for widths, n in (((5, 9, 3), 17), ((5, 100, 100, 31), 20), ((5, 200, 70), 9)):
+        assert error_of(problem_of(widths, "gelu", n)) < 1e-5
+    for act in (nn.ReLU, nn.Softplus):
+        for widths in ((3, 20, 17, 2), (3, 130, 70, 2)):
+            model, x = mlp(widths, act).float(), torch.randn(40, 3)
+            if act is nn.ReLU:
+                how: dict[str, Any] = {"ids": True, "progress": False}
+                assert np.array_equal(*(bits(lmn.activation_patterns(model, x, backend=each, **how)) for each in BOTH))
+            how = {"r": 0.5, "n_directions": 3, "progress": False}
+            assert np.array_equal(*(lmn.local_complexity(model, x, backend=each, **how).counts for each in BOTH))
+            for reduce in (None, "spectral_norm"):
+                got, expected = (
+                    lmn.jacobians(model, x, reduce=reduce, backend=backend, progress=False) for backend in ("triton", "torch")
+                )
+                assert torch.allclose(got, expected, rtol=1e-4, atol=1e-5)
+    lmn.activation_patterns(
+        nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU()), torch.randn(5, 1, 3, 3), backend="triton", progress=False
+    )
+    assert launched == set(ALL)
+
+
+# ---- which one ---------------------------------------------------------------------------------------------------------------
+
+
+class Kernel:
+    """Notes the grids and arguments that it is launched with, by a GPU's code, as there is none."""
+
+    arg_names = ("x", "n", "TILE", "PRECISION")
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, dict[str, Any]]] = []
+
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda **arguments: self.launches.append((grid, arguments))
+
+
+class Autotuner(Kernel):
+    """In place of Triton's, over the kernel given."""
+
+    def __init__(self, configs: list[Any], key: list[str], **_: object) -> None:
+        super().__init__()
+        self.configs, self.key = configs, key
+
+    def __call__(self, _kernel: Kernel) -> "Autotuner":
+        return self
+
+
+@pytest.fixture
+def autotuners(monkeypatch: pytest.MonkeyPatch) -> list[Autotuner]:
+    """Those that are made, on a pretended GPU of two multiprocessors."""
+    made = list[Autotuner]()
+
+    def autotune(**options: Any) -> Autotuner:
+        made.append(Autotuner(**options))
+        return made[-1]
+
+    monkeypatch.setattr(triton_tuned, "backend_of", lambda _device: "cuda")
+    monkeypatch.setattr(triton_tuned.triton, "autotune", autotune)
+    monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(multi_processor_count=2))
+    return made
+
+
+def tuned_of(kernel: Kernel) -> Tuned:
+    return Tuned(kernel, ("n",), (
+        Choice({"TILE": 16}, 4, roomy=True), Choice({"TILE": 32}, 8, 3), Choice({"TILE": 64}, 8, fits=lambda a, _: a["n"] > 5)
+    ))  # fmt: skip
+
+
+def test_a_small_launch_takes_the_first(autotuners: list[Autotuner]) -> None:
+    kernel = Kernel()
+    tuned_of(kernel).launch((7,), x=torch.zeros(3), n=3)
+    ((grid, arguments),) = kernel.launches
+    assert (grid, arguments.pop("x").shape) == ((7,), (3,))
+    assert arguments == {"n": 3, "TILE": 16, "PRECISION": "tf32x3", "num_warps": 4, "num_stages": 1, "maxnreg": 255}
+    assert not autotuners
+
+
+def test_a_large_launch_takes_the_fastest_of_those_that_fit(autotuners: list[Autotuner]) -> None:
+    kernel = Kernel()
+    tuned = tuned_of(kernel)
+    for n, precision in ((3, ""), (4, "ieee"), (6, "")):
+        tuned.launch(lambda tile: (2048 // tile["TILE"],), precision, x=torch.zeros(3), n=n)
+    assert not kernel.launches
+    few, all_of_them = autotuners  # one for each set of configurations
+    assert [[config.kwargs["TILE"] for config in each.configs] for each in autotuners] == [[16, 32], [16, 32, 64]]
+    assert [(each[1]["n"], each[1]["PRECISION"]) for each in few.launches] == [(3, "tf32x3"), (4, "ieee")]
+    assert len(all_of_them.launches) == 1
+    first, second = few.configs[:2]
+    assert (first.num_warps, first.num_stages, first.maxnreg) == (4, 1, 255)
+    assert (second.num_warps, second.num_stages, second.maxnreg) == (8, 3, None)
+
+
+def test_what_is_fastest_is_found_for_each_precision(autotuners: list[Autotuner]) -> None:
+    tuned_of(Kernel()).launch((99,), x=torch.zeros(3), n=3)
+    assert autotuners[0].key == ["n", "PRECISION"]
