@@ -69,6 +69,7 @@ def test_a_run_that_is_killed_keeps_what_was_measured(asynchronous: bool, tmp_pa
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True, env=environment)
     runs = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(runs) == 25
+    assert sum(len(after["kept"]) > len(before["kept"]) for before, after in itertools.pairwise(runs)) > 12  # that measured
     for run in runs:
         assert len(run["kept"]) >= run["told"]
         assert run["kept"] == (sorted(set(run["kept"])) if asynchronous else list(range(len(run["kept"]))))
