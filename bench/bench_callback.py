@@ -62,15 +62,19 @@ class Training:
         self.callback = None
         if how is not None:
             self.callback = lmn.Callback(self.data.tokens[:samples], tap="linear2", metrics=("lmn",), threads=2, **how)
-            self.callback.attach(self.model, self.optimizer)
         self.left = steps
         self.losses = list[float]()
         self.seconds = 0.0
         self.cpu = 0.0  # of this thread, which others on the machine disturb less
 
     def go_on(self, clock: Clock, turn: int = TURN) -> None:
-        """A turn, which goes on while a copy is measured: that is to slow this training, not the other."""
+        """A turn, which goes on while a copy is measured: that is to slow this training, not the other.
+
+        The first begins with the measurement before the first step, and the last ends with that of the last.
+        """
         began, cpu_began = clock.now(), time.thread_time()
+        if self.callback is not None and not self.losses:
+            self.callback.attach(self.model, self.optimizer)
         until = self.left - turn
         while self.left and (self.left > until or self._is_measuring()):
             self.optimizer.zero_grad()
@@ -131,7 +135,7 @@ def bench_hook(benchmark: BenchmarkFixture, how: str, smoke: bool) -> None:
     alone, followed = (torch.optim.SGD(model.parameters(), 0.0) for _ in range(2))
     callback.attach(model, followed)
     rounds = 2 if smoke else 500
-    training, clock, more = Training(2 * TURN * rounds), Clock(), list[float]()
+    training, clock, more = Training(2 * rounds), Clock(), list[float]()
 
     def seconds_of(step: Callable[[], object]) -> float:
         training.go_on(clock, 1)
