@@ -504,9 +504,9 @@ def _told(error: Exception) -> str:
 
 def _is_main_process() -> bool:
     rank = _rank()
-    return (
-        os.environ.get("RANK", "0") == "0" if rank is None else rank == 0
-    )  # of torchrun, before the processes know each other
+    if rank is None:  # of what torchrun started, before the processes know each other
+        return os.environ.get("RANK", "0") == "0"
+    return rank == 0
 
 
 def _rank() -> int | None:
