@@ -12,10 +12,12 @@ import triton
 from torch import Tensor
 
 from lmn.kernels.jacobians.problem import Chain
+from lmn.kernels.triton_checks import Arrays, require, single
 
 POINTS = 16  # of a tile: the rows of one instruction of the matrix unit
 MOST_DEPTH = 4
 MOST_WIDTH = 64  # units of a layer up to which a tile's slopes and a matrix fit the registers
+MOST_WEIGHTS = 2**31 - 1  # of a matrix, in which places are counted with 32 bits
 LEAST = 32  # more columns than rows, so that warps share out columns
 
 
@@ -38,7 +40,7 @@ class NarrowChain:
         """None where the chain is too wide or too deep, or has no layer."""
         depth, units = len(chain.layers), chain.units
         width = max(LEAST, triton.next_power_of_2(max(units, default=1)))
-        if not 0 < depth <= MOST_DEPTH or width > MOST_WIDTH:
+        if not 0 < depth <= MOST_DEPTH or width > MOST_WIDTH or width * chain.n_in > MOST_WEIGHTS:
             return None
         return cls(chain, device, depth, width)
 
@@ -108,6 +110,27 @@ def wide_layers(chain: Chain, device: torch.device, *, slopes: bool = False) -> 
 def on(device: torch.device, values: Any) -> Tensor:
     """An array as float32 on a device, its rows one after the other."""
     return torch.tensor(values, dtype=torch.float32, device="cpu").contiguous().to(device)
+
+
+def check_layers(scales: Tensor, cores: list[int]) -> tuple[int, int]:
+    """Depth and width of a narrow chain's arrays, and that there is a core for each layer."""
+    depth, width = scales.shape
+    require(len(cores) == depth <= MOST_DEPTH, f"{len(cores)} cores of {depth} layers; narrow chains have up to {MOST_DEPTH}.")
+    return depth, width
+
+
+def first_arrays(given: dict[str, Any]) -> Arrays:
+    """What a narrow chain's kernel takes of samples and the first affine map."""
+    n_in, width = given["n_in"], given["WIDTH"]
+    return single(x=(given["n_points"], n_in), first=(n_in, width), first_bias=(width,))
+
+
+def forward_arrays(given: dict[str, Any]) -> Arrays:
+    """And of the rest of a forward pass: as ``NarrowChain.forward``."""
+    depth, width = given["DEPTH"], given["WIDTH"]
+    between = max(1, depth - 1)
+    of_units = single(scales=(depth, width), straights=(depth, width), parameters=(depth, 3))
+    return single(weights=(between, width, width), biases=(between, width)) | of_units
 
 
 def numbered(cores: list[int], n: int = MOST_DEPTH) -> dict[str, int]:

@@ -11,21 +11,40 @@ import triton
 from torch import Tensor
 
 from lmn.kernels.activations import CORES
+from lmn.kernels.triton_cases import Case, empty
+from lmn.kernels.triton_checks import Arrays, require, single
 from lmn.kernels.triton_products import PLAIN, SLOPED, WITH_SLOPES, products
-from lmn.kernels.triton_report import Case, empty
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 _KEY = ("n_in", "n_out", "EPILOGUE", "CORE")
+
+
+def _arrays(given: dict[str, Any]) -> Arrays:
+    n_rows, n_in, n_out, epilogue = (given[name] for name in ("n_rows", "n_in", "n_out", "EPILOGUE"))
+    arrays = single(a=(n_rows, n_in), weights=(n_in, n_out), out=(n_rows, n_out))
+    if epilogue == WITH_SLOPES.value:
+        arrays |= single(bias=(n_out,), scales=(n_out,), straights=(n_out,), slopes=(n_rows, n_out))
+    elif epilogue == SLOPED.value:
+        require(n_rows % given["rows_a_point"] == 0, f"{n_rows} rows are no multiple of {given['rows_a_point']} a point.")
+        arrays |= single(slopes=(n_rows // given["rows_a_point"], n_out))
+    return arrays
+
+
+def _is_even(given: dict[str, Any], backend: str) -> bool:
+    """Loads of rows that begin anywhere take registers, and so do their stages, and a core with its slope."""
+    return backend == "hip" or (given["n_in"] % 16 == 0 and given["n_out"] % 16 == 0)
+
+
 _PLAIN = Tuned(products, _KEY, (
     Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 4, 2, roomy=True),
-    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 3),
+    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 3, fits=_is_even),
     Choice({"ROWS": 128, "INS": 32, "OUTS": 64}, 8, 2),
-))  # fmt: skip
-# A core and its slope take registers.
+), _arrays)  # fmt: skip
+
 _WITH_SLOPES = Tuned(products, _KEY, (
     Choice({"ROWS": 32, "INS": 32, "OUTS": 64}, 8, 2),
-    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 2),
-))  # fmt: skip
+    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 2, fits=_is_even),
+), _arrays)  # fmt: skip
 
 
 @torch.library.custom_op("lmn::products", mutates_args={"out"})
@@ -84,13 +103,12 @@ def _launch(tuned: Tuned, a: Tensor, weights: Tensor, out: Tensor, precision: st
 
 
 def cases(thorough: bool) -> Iterator[Case]:
-    """Layers of 256 units, and of 200."""
-    for n in (256, 200) if thorough else (256,):
+    """Layers of 256 units, of a number that is no multiple of 16, and of one: for each Triton compiles anew."""
+    for n in (256, 250, 1):
         a, weights, of_units = empty(4096, n), empty(n, n), empty(n)
         yield Case("products", f"plain, {n}", partial(plain, a, weights, empty(4096, n)))
-        for rows in (1, 10) if thorough else (10,):
-            label = f"sloped, {n}, {rows} rows a point"
-            yield Case("products", label, partial(sloped, empty(4096, rows, n), weights, a, rows, empty(4096, rows, n)))
-        for core in CORES if thorough else ("abs", "mish"):
+        label = f"sloped, {n}, 10 rows a point"
+        yield Case("products", label, partial(sloped, empty(4096, 10, n), weights, a, 10, empty(4096, 10, n)))
+        for core in CORES if thorough else ("abs", "mish") if n == 256 else ("mish",):
             rest = (of_units, of_units, of_units, CORES.index(core), 0.0, 0.0, 0.0, empty(4096, n), empty(4096, n))
             yield Case("products", f"with slopes, {n}, {core}", partial(with_slopes, a, weights, *rest))

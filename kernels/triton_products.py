@@ -24,7 +24,7 @@ def product_tile(a, weights, rows, present, outs, n_in, n_out, ROWS: tl.constexp
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "rows_a_point"])
 def products(
     a,
     weights,

@@ -8,19 +8,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
 import triton
 import triton.backends.nvidia
-from torch import Tensor
 from triton.backends.amd.compiler import HIPBackend
 from triton.backends.compiler import GPUTarget
 
+from lmn.kernels.triton_cases import Case
 from lmn.kernels.triton_targets import IS_TRITON_3_2, precision_on
-from lmn.kernels.triton_tuned import Choice, Launch, recorded
+from lmn.kernels.triton_tuned import Choice, Launch
 from lmn.kernels.triton_work import RATES, works
 
 TARGETS = {
@@ -32,6 +31,8 @@ TARGETS = {
 # What a thread block may have at most, in bytes (CUDA C++ Programming Guide, "Compute Capabilities"; AMD CDNA3 ISA).
 SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 
+REGISTERS = {"sm_80": 65_536, "sm_90": 65_536, "sm_100": 65_536, "gfx942": 131_072}  # and in registers of 32 bits
+
 _MATRIX_UNIT = {
     "HGMMA": r"wgmma\.mma_async",
     "HMMA": r"\bmma\.sync",
@@ -40,47 +41,14 @@ _MATRIX_UNIT = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Case:
-    """A call of an operator, of which the report tells what its kernel compiles to.
-
-    Attributes
-    ----------
-    operation, label : str
-    call : callable
-        Launches one kernel.
-    """
-
-    operation: str
-    label: str
-    call: Callable[[], None]
-
-    @cached_property
-    def launch(self) -> Launch:
-        with recorded() as launches:
-            self.call()
-        (found,) = launches
-        return found
-
-
-def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """What a case is called with: of its values nothing is seen."""
-    return torch.empty(*shape, dtype=dtype)
-
-
-def forward(depth: int, width: int) -> dict[str, Tensor]:
-    """What a case of a narrow chain is called with for its forward pass: as ``NarrowChain.forward``."""
-    between, of_units = max(1, depth - 1), empty(depth, width)
-    own = {"scales": of_units, "straights": of_units, "parameters": empty(depth, 3)}
-    return {"weights": empty(between, width, width), "biases": empty(between, width)} | own
-
-
 @dataclass(frozen=True)
 class Compiled:
     """What a compiler says of one configuration for one target.
 
     Attributes
     ----------
+    threads : int
+        A block.
     registers : int
         A thread.
     spills : int
@@ -92,6 +60,7 @@ class Compiled:
     """
 
     target: str
+    threads: int
     registers: int
     spills: int
     shared: int
@@ -99,7 +68,8 @@ class Compiled:
 
     @property
     def fits(self) -> bool:
-        return self.spills == 0 and self.shared <= SHARED[self.target]
+        has_registers = self.threads * self.registers <= REGISTERS[self.target]
+        return self.spills == 0 and has_registers and self.shared <= SHARED[self.target]
 
 
 def cases(thorough: bool = False) -> Iterator[Case]:
@@ -145,7 +115,8 @@ def compiled(launch: Launch, choice: Choice, target: str) -> Compiled:
     registers, spills = _of_amd(made.asm["amdgcn"]) if amd else _of_nvidia(made.asm["cubin"])
     text = made.asm["amdgcn" if amd else "ptx"]
     matrix = {name: len(re.findall(pattern, text)) for name, pattern in _MATRIX_UNIT.items()}
-    return Compiled(target, registers, spills, made.metadata.shared, {name: n for name, n in matrix.items() if n})
+    threads = TARGETS[target].warp_size * made.metadata.num_warps
+    return Compiled(target, threads, registers, spills, made.metadata.shared, {name: n for name, n in matrix.items() if n})
 
 
 def _of_nvidia(cubin: bytes) -> tuple[int, int]:

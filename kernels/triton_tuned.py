@@ -14,6 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
+from lmn.kernels.triton_checks import Arrays, check_arrays, check_grid
 from lmn.kernels.triton_targets import backend_of, precision_on, warps_on
 
 Grid = tuple[int, ...] | Callable[[dict[str, Any]], tuple[int, ...]]
@@ -75,11 +76,14 @@ class Tuned:
     key : tuple of str
         Arguments for which the fastest may be another.
     choices : tuple of Choice
+    arrays : callable
+        The kernel's arguments by name to what its arrays have to be: those that it reads or writes.
     """
 
     kernel: Any
     key: tuple[str, ...]
     choices: tuple[Choice, ...]
+    arrays: Callable[[dict[str, Any]], Arrays]
     _autotuners: dict[tuple[tuple[Choice, ...], torch.device], Any] = field(default_factory=dict)
 
     def fitting(self, arguments: dict[str, Any], backend: str) -> tuple[Choice, ...]:
@@ -93,8 +97,14 @@ class Tuned:
         grid : tuple of int, or function of the constexprs to such
         precision : str
             "ieee", "tf32x3" or "tf32", of the kernel's products; by default what the device does float32 with.
+
+        Raises
+        ------
+        ValueError
+            Arrays that are not what the kernel's other arguments say.
         """
         device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+        check_arrays(arguments, self.arrays(arguments), device)
         backend = backend_of(device)
         if "PRECISION" in self.kernel.arg_names:
             arguments["PRECISION"] = precision or precision_on(backend)
@@ -104,12 +114,13 @@ class Tuned:
             return
         choices = self.fitting(arguments, backend)
         first = choices[0]
+        size = grid(first.tile) if callable(grid) else grid
+        check_grid(size)
         if backend == "cpu":
             self.kernel[grid](**arguments, **first.tile)
             return
         with torch.cuda.device(device):
-            programs = math.prod(grid(first.tile) if callable(grid) else grid)
-            if len(choices) == 1 or programs < _WAVES * torch.cuda.get_device_properties(device).multi_processor_count:
+            if len(choices) == 1 or math.prod(size) < _WAVES * torch.cuda.get_device_properties(device).multi_processor_count:
                 self.kernel[grid](**arguments, **first.tile, **first.options(backend))
             else:
                 self._fastest_of(choices, device, backend)[grid](**arguments)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lmn
-from lmn.kernels import triton_product_ops as _products  # noqa: F401 - registers operators
-from lmn.kernels.connectivity import triton_gpu as _connectivity  # noqa: F401
+from lmn.kernels import triton_product_ops
+from lmn.kernels.connectivity import triton_gpu as _connectivity  # noqa: F401 - registers operators
 from lmn.kernels.jacobians import triton_gpu as _jacobians  # noqa: F401
 from lmn.kernels.local_complexity import triton_gpu as _local_complexity  # noqa: F401
 from lmn.kernels.patterns import triton_gpu as _patterns  # noqa: F401
+from lmn.kernels.triton_checks import check_arrays, single
 
 OPERATORS = sorted(
     {schema.name.removeprefix("lmn::") for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("lmn::")}
@@ -103,4 +104,52 @@ def test_operators_live_under_torch_compile(name: str, calls: dict[str, Call]) -
 def test_operators_are_what_they_say(name: str, calls: dict[str, Call]) -> None:
     """Of what they write and what they leave alone, of shapes, of what can be traced."""
     func, args, kwargs = calls[name]
-    torch.library.opcheck(func, _copied(args), _copied(kwargs), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(func, _copied(args), _copied(kwargs))
+
+
+# ---- what operators are given ------------------------------------------------------------------------------------------------
+
+# Fewer steps or directions, or fewer bits, are as good; a layer that is not the first does not read those of samples; and
+# where a layer's words and counts go is data.
+FREE = {
+    "a row less": {
+        "connectivity_deviations": "u", "connectivity_sums": "u", "local_complexity": "steps",
+        "local_complexity_layer": "at_samples",
+    },
+    "a column less": {
+        "hash_patterns": "words", "pack_patterns": "z", "patterns": "words", "local_complexity": "counts",
+        "local_complexity_layer": "at_samples, steps",
+    },
+    "another type": {"local_complexity_layer": "at_samples, steps"},
+    "not contiguous": {"local_complexity_layer": "at_samples, steps"},
+}  # fmt: skip
+SPOILT: dict[str, Callable[[Tensor], Tensor]] = {
+    "a row less": lambda value: value[:-1].contiguous(),
+    "a column less": lambda value: value[..., :-1].contiguous(),
+    "another type": lambda value: value.to(torch.float64 if value.is_floating_point() else torch.int16),
+    "not contiguous": lambda value: value.repeat_interleave(2, dim=-1)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_refuse_arrays_that_are_not_what_the_others_say(name: str, how: str, calls: dict[str, Call]) -> None:
+    """Each of them; nothing is launched, and so nothing read or written past an array's end."""
+    func, args, kwargs = calls[name]
+    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    arrays = {key: value for key, value in given.items() if isinstance(value, Tensor) and min(value.shape) > 1}
+    for key in arrays.keys() - set(FREE[how].get(name, "").split(", ")):
+        with pytest.raises(
+            ValueError, match=r"has to be a contiguous|no such pairs|pairs; got|cores of|up to word|no multiple"
+        ):
+            func(**_copied(given) | {key: SPOILT[how](given[key])})
+
+
+def test_arrays_of_another_device_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(3,\) on cpu, as the other arguments say; got .* on meta"):
+        check_arrays({"x": torch.empty(3, device="meta")}, single(x=(3,)), torch.device("cpu"))
+
+
+def test_more_programs_than_a_gpu_takes_are_refused() -> None:
+    with pytest.raises(ValueError, match="more than a GPU takes"):
+        triton_product_ops.plain(torch.empty(1, 1), torch.empty(1, 1 << 23), torch.empty(1, 1 << 23))

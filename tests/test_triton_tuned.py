@@ -114,7 +114,7 @@ def autotuners(monkeypatch: pytest.MonkeyPatch) -> list[Autotuner]:
 def tuned_of(kernel: Kernel) -> Tuned:
     return Tuned(kernel, ("n",), (
         Choice({"TILE": 16}, 4, roomy=True), Choice({"TILE": 32}, 8, 3), Choice({"TILE": 64}, 8, fits=lambda a, _: a["n"] > 5)
-    ))  # fmt: skip
+    ), lambda _: {})  # fmt: skip
 
 
 def test_a_small_launch_takes_the_first(autotuners: list[Autotuner]) -> None:

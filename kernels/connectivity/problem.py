@@ -69,21 +69,14 @@ class Chain:
         return (m - 2) * max(1, sum(layer.weight.size for layer in self.layers if layer.weight is not None))
 
     @cached_property
-    def _core_sizes(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each layer's units, over the samples: the core's root mean square and its size in nine of ten, (n_hidden,)."""
-        sizes = []
-        for layer in self.layers:
-            act, mean_square, most = layer.activation, np.empty(len(layer.z)), np.empty(len(layer.z))
-            for first in range(0, len(layer.z), _UNITS_A_BLOCK):
-                units = slice(first, first + _UNITS_A_BLOCK)
-                core = np.abs(core_values(act.core, layer.z[units], act.p0, act.p1))
-                mean_square[units] = np.mean(core**2, axis=1)
-                core.sort(axis=1)
-                zeros = (core == 0).sum(axis=1)
-                rank = zeros + np.int64(0.9 * (core.shape[1] - 1 - zeros).clip(min=0))
-                most[units] = np.take_along_axis(core, np.minimum(rank, core.shape[1] - 1)[:, None], axis=1)[:, 0]
-            sizes.append((np.sqrt(mean_square), most))
-        return sizes
+    def _root_mean_squares(self) -> list[np.ndarray]:
+        """Of each layer's cores over the samples, (n_hidden,)."""
+        return [_by_unit(layer, lambda core: np.sqrt(np.mean(core**2, axis=1))) for layer in self.layers]
+
+    @cached_property
+    def _usual_sizes(self) -> list[np.ndarray]:
+        """Of each layer's cores, what nine in ten of the samples at which they are not zero don't pass, (n_hidden,)."""
+        return [_by_unit(layer, _of_nine_in_ten) for layer in self.layers]
 
     def rounding_noise(self, dtype: type[np.floating]) -> np.ndarray:
         """Estimated variance of an output's deviation along a segment from rounding in dtype, shape (n_out,).
@@ -95,13 +88,30 @@ class Chain:
         """
         ulp = float(np.finfo(dtype).eps) / 2
         noise = np.zeros(len(self.layers[0].z if self.layers else self.y))
-        for layer, sizes in zip(self.layers, self._core_sizes, strict=True):
+        sizes = self._root_mean_squares if dtype == np.float32 else self._usual_sizes
+        for layer, size in zip(self.layers, sizes, strict=True):
             scale, slope = layer.activation.by_unit(len(layer.z))
-            size = sizes[0 if dtype == np.float32 else 1]
             noise = noise * (np.abs(scale) + np.abs(slope)) ** 2 + (2 * ulp * scale * size) ** 2
             if layer.weight is not None:
                 noise = layer.weight**2 @ noise
         return noise
+
+
+def _by_unit(layer: Layer, size: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """A size, (n_hidden,), of a layer's absolute cores at the samples, (units, n_points), some units at a time."""
+    act, sizes = layer.activation, np.empty(len(layer.z))
+    for first in range(0, len(layer.z), _UNITS_A_BLOCK):
+        units = slice(first, first + _UNITS_A_BLOCK)
+        sizes[units] = size(np.abs(core_values(act.core, layer.z[units], act.p0, act.p1)))
+    return sizes
+
+
+def _of_nine_in_ten(core: np.ndarray) -> np.ndarray:
+    """Of each row, what nine in ten of its values that are not zero don't pass; the values are sorted in place."""
+    core.sort(axis=1)
+    zeros, last = (core == 0).sum(axis=1), core.shape[1] - 1
+    rank = zeros + np.int64(0.9 * (last - zeros).clip(min=0))
+    return np.take_along_axis(core, np.minimum(rank, last)[:, None], axis=1)[:, 0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,7 +82,7 @@ def unexplained_of(s1, s2, s3, y, dy, noise, is_output, m, interior, sxx, consta
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "first_column", "n_points", "n_out", "m"])
 def fused(
     z_high,
     z_low,

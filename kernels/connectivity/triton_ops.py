@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,32 +13,66 @@ import triton
 from torch import Tensor
 
 from lmn.kernels.activations import CORES
+from lmn.kernels.connectivity.pairs import Pairs
 from lmn.kernels.connectivity.triton_fused import fused
 from lmn.kernels.connectivity.triton_wide import activations, sums
-from lmn.kernels.triton_host import LEAST, MOST_DEPTH, numbered
-from lmn.kernels.triton_report import Case, empty
+from lmn.kernels.triton_cases import Case, empty
+from lmn.kernels.triton_checks import Arrays, require, single
+from lmn.kernels.triton_host import LEAST, numbered
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 PAIRS = 16  # of a fused tile: the rows of one instruction of the matrix unit
-_NARROW, _WIDE = 64, 128  # units of a layer up to which a tail of any depth, or of two layers, fits the registers
+_NARROW, _WIDE = 64, 128
+# Units of a layer, and outputs, up to which a tail of so many layers fits the registers of the warps that share its columns.
+_MOST = {1: (_WIDE, _WIDE), 2: (_WIDE, _NARROW), 3: (_NARROW, _NARROW), 4: (_NARROW, _NARROW)}
 _NARROW_KEY = ("DEPTH", "WIDTH", "OUTPUTS", "CORE0", "CORE1", "CORE2", "CORE3")
 
 
 def _is_small(arguments: dict[str, Any], _backend: str) -> bool:
-    return bool(arguments["DEPTH"] * arguments["WIDTH"] <= _WIDE)
+    return bool(arguments["DEPTH"] * arguments["WIDTH"] <= _WIDE and arguments["OUTPUTS"] <= _NARROW)
 
 
 def _needs_registers(arguments: dict[str, Any], backend: str) -> bool:
     return backend == "cuda" and arguments["WIDTH"] > _NARROW and arguments["DEPTH"] > 1
 
 
+def _narrow_arrays(given: dict[str, Any]) -> Arrays:
+    n_points, depth, width, outputs = (given[name] for name in ("n_points", "DEPTH", "WIDTH", "OUTPUTS"))
+    z, y, of_units = (n_points, depth * width), (n_points, outputs), (depth, width)
+    return single(
+        z_high=z, z_low=z, y_high=y, y_low=y, weights=(depth, width, width), scales=of_units, slopes=of_units,
+        parameters=(depth, 2), noise=(outputs,), out=(n_points, n_points),
+    )  # fmt: skip
+
+
+def _deviations_arrays(given: dict[str, Any]) -> Arrays:
+    n_units, n_pairs = given["n_units"], given["n_pairs"]
+    _check_pairs(given)
+    z = (given["n_points"], n_units)
+    return single(z_high=z, z_low=z, scales=(n_units,), slopes=(n_units,), u=(given["m"] - 2, n_pairs, n_units))
+
+
+def _sums_arrays(given: dict[str, Any]) -> Arrays:
+    n_points, n_out = given["n_points"], given["n_out"]
+    _check_pairs(given)
+    y, u = (n_points, n_out), (given["m"] - 2, given["n_pairs"], n_out)
+    return single(u=u, y_high=y, y_low=y, noise=(n_out,), out=(n_points, n_points))
+
+
+def _check_pairs(given: dict[str, Any]) -> None:
+    n, first, last = given["n_points"], given["first_pair"], given["first_pair"] + given["n_pairs"]
+    n_pairs = len(Pairs(n, given["n_rows"] or None))
+    require(first >= 0 and last <= n_pairs, f"{n} samples have {n_pairs} pairs; got those from {first} to {last}.")
+
+
 _TUNED = Tuned(fused, _NARROW_KEY, (
     Choice({"RELOADS": False}, 4, roomy=True, fits=_is_small),
     Choice({"RELOADS": False}, 8, roomy=True, fits=lambda arguments, backend: not _needs_registers(arguments, backend)),
     Choice({"RELOADS": True}, 8, roomy=True, fits=_needs_registers),
-))  # fmt: skip
-_DEVIATIONS = Tuned(activations, (), (Choice({"PAIRS": 32, "UNITS": 64}, 4, 2),))  # in place: not to be run again
-_SUMS = Tuned(sums, (), (Choice({"PAIRS": 32, "OUTS": 32}, 4, 2),))
+), _narrow_arrays)  # fmt: skip
+# In place: not to be run again.
+_DEVIATIONS = Tuned(activations, (), (Choice({"PAIRS": 32, "UNITS": 64}, 4, 2),), _deviations_arrays)
+_SUMS = Tuned(sums, (), (Choice({"PAIRS": 32, "OUTS": 32}, 4, 2, roomy=True),), _sums_arrays)
 
 
 @torch.library.custom_op("lmn::connectivity", mutates_args={"out"})
@@ -64,7 +99,10 @@ def narrow_pairs(
     precision: str = "",
 ) -> None:
     """r² of rows of pairs to out, (n_points, n_points): see ``fused``, of which these are the arrays."""
-    n_points, (depth, width) = len(out), scales.shape
+    n_points, (depth, width), outputs = len(out), scales.shape, y_high.shape[1]
+    rows = f"rows {first_row} to {first_row + n_rows} and columns from {first_column} of {n_points} samples"
+    require(0 <= first_row <= first_row + n_rows <= n_points and first_column >= 0, f"{rows}: there are no such pairs.")
+    require(len(cores) == depth and n_out <= outputs, f"{len(cores)} cores of {depth} layers, {n_out} of {outputs} outputs.")
     tiles = triton.cdiv(n_points - first_column // PAIRS * PAIRS, PAIRS)
     if not n_rows or not tiles:
         return
@@ -91,7 +129,7 @@ def narrow_pairs(
         tolerance=tolerance,
         DEPTH=depth,
         WIDTH=width,
-        OUTPUTS=y_high.shape[1],
+        OUTPUTS=outputs,
         PAIRS=PAIRS,
         **numbered(cores),
         precision=precision,
@@ -188,7 +226,8 @@ class Fused:
 
 def fused_for(units: list[int], n_out: int) -> Fused | None:
     width, outputs = (max(LEAST, triton.next_power_of_2(n)) for n in (max(units), n_out))
-    if len(units) > MOST_DEPTH or outputs > _NARROW or width > (_WIDE if len(units) <= 2 else _NARROW):
+    most_width, most_outputs = _MOST.get(len(units), (0, 0))
+    if width > most_width or outputs > most_outputs:
         return None
     return Fused(len(units), max(width, outputs), outputs)
 
@@ -197,8 +236,8 @@ def fused_for(units: list[int], n_out: int) -> Fused | None:
 
 
 def cases(thorough: bool) -> Iterator[Case]:
-    """The paper's tail, the widest and the deepest of fused kernels, and a layer of a wide chain."""
-    sizes = [((100,), 31), ((100, 100), 31), ((64,) * 4, 64), ((32,), 10)]
+    """The paper's tail, the widest and the deepest of fused kernels, and layers of wide chains, of one unit too."""
+    sizes = [((100,), 31), ((100,), 113), ((100, 100), 31), ((64,) * 4, 64), ((32,), 10)]
     sizes += [((64,) * depth, n_out) for depth in (1, 2, 3) for n_out in (1, 64)] if thorough else []
     for units, n_out in sizes:
         found = fused_for(list(units), n_out)
@@ -206,11 +245,13 @@ def cases(thorough: bool) -> Iterator[Case]:
         for core in CORES if thorough else ("ztanh", "zerf"):
             label = f"{found.depth} x {found.width} to {found.outputs}, {core}"
             yield Case("connectivity", label, partial(_narrow_case, found, n_out, CORES.index(core)))
-    for core in CORES[1:]:
+    for core, n_units in itertools.product(CORES[1:], (256, 250, 1)):
         for shifted in (False, True) if thorough else (True,):
-            label = f"wide, {core}{'' if shifted else ', first'}"
-            yield Case("connectivity", label, partial(_wide_case, CORES.index(core), shifted))
-    yield Case("connectivity", "wide, sums", _sums_case)
+            if thorough or n_units == 256 or core == "mish":
+                label = f"wide, {n_units} of {core}{'' if shifted else ', first'}"
+                yield Case("connectivity", label, partial(_wide_case, CORES.index(core), n_units, shifted))
+    for n_out in (16, 10, 1):
+        yield Case("connectivity", f"wide, sums of {n_out}", partial(_sums_case, n_out))
 
 
 def _narrow_case(sizes: Fused, n_out: int, core: int) -> None:
@@ -222,11 +263,11 @@ def _narrow_case(sizes: Fused, n_out: int, core: int) -> None:
     )  # fmt: skip
 
 
-def _wide_case(core: int, shifted: bool) -> None:
-    z, of_units = empty(768, 256), empty(256)
-    deviations(z, z, of_units, of_units, 0, 0, core, 0.0, 0.0, shifted, empty(19, 4096, 256))
+def _wide_case(core: int, n_units: int, shifted: bool) -> None:
+    z, of_units = empty(768, n_units), empty(n_units)
+    deviations(z, z, of_units, of_units, 0, 0, core, 0.0, 0.0, shifted, empty(19, 4096, n_units))
 
 
-def _sums_case() -> None:
-    y = empty(768, 10)
-    r_squared(empty(19, 4096, 10), y, y, empty(10), 0, 0, 1.0, 0.0, 0.0, empty(768, 768))
+def _sums_case(n_out: int) -> None:
+    y = empty(768, n_out)
+    r_squared(empty(19, 4096, n_out), y, y, empty(n_out), 0, 0, 1.0, 0.0, 0.0, empty(768, 768))

@@ -27,7 +27,7 @@ def _numbers(first_pair, pairs, n_pairs):
     return first_pair + tl.where(pairs < n_pairs, pairs, 0).to(tl.int64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_pair", "n_pairs", "n_points", "n_rows", "m"])
 def activations(
     z_high,
     z_low,
@@ -70,10 +70,10 @@ def activations(
         if SHIFTED:
             shift = tl.load(here, mask=mask, other=0.0)
         tl.store(here, deviation(t, z, dz, at_i, dcore, shift, scale, slope, p0, p1, CORE), mask=mask)
-        here += n_pairs * n_units
+        here += n_pairs.to(tl.int64) * n_units
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_pair", "n_pairs", "n_points", "n_rows", "m"])
 def sums(
     u,
     y_high,
@@ -112,7 +112,7 @@ def sums(
             s1 += at
             s2 += (t - 0.5) * at
             s3 += at * at
-            here += n_pairs * n_out
+            here += n_pairs.to(tl.int64) * n_out
         y, y_rest = _rows_of(y_high, y_low, i, n_out, outs, mask)
         at_j, at_j_rest = _rows_of(y_high, y_low, j, n_out, outs, mask)
         dy = (at_j - y) + (at_j_rest - y_rest)

@@ -39,7 +39,7 @@ def _of_point(slopes, which, POINTS: tl.constexpr):
     return tl.sum(tl.where((tl.arange(0, POINTS) == which)[:, None], slopes, 0.0), axis=0)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_points", "n_in", "n_rows", "n_columns"])
 def fused(
     x,
     first,
@@ -57,8 +57,6 @@ def fused(
     n_in,
     n_rows,
     n_columns,
-    row_stride,
-    column_stride,
     nothing,
     REVERSE: tl.constexpr,
     ENDS: tl.constexpr,
@@ -74,8 +72,9 @@ def fused(
     CORE3: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Of a tile of points x, (n_points, n_in): the Jacobians, (n_points, n_rows, n_columns) at the given strides; or the inner
-    products of their rows, at most POINTS, (n_points, n_rows, n_rows).
+    """Of a tile of points x, (n_points, n_in): the Jacobians, whose rows are, with REVERSE, those of (n_points, n_rows,
+    n_columns), else the columns of (n_points, n_columns, n_rows); or the inner products of their rows, at most POINTS,
+    (n_points, n_rows, n_rows).
 
     first (n_in, WIDTH), weights (DEPTH - 1, WIDTH, WIDTH) and what goes with them are of the forward pass; start
     (n_rows, WIDTH), matrices (DEPTH - 1, WIDTH, WIDTH) and, with ENDS, end (WIDTH, n_columns) of the sweep, in its order.
@@ -96,6 +95,7 @@ def fused(
         s0, s1, s2, s3 = s3, s2, s1, s0
     if MODE == STORED:
         of_point = out + points[:, None] * n_rows * n_columns
+        row_stride, column_stride = n_columns if REVERSE else 1, 1 if REVERSE else n_rows
         for row in range(n_rows):
             here = matrices + row * nothing
             rows = tl.load(start + row * WIDTH + columns)[None, :] * s0

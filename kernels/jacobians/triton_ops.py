@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lmn.kernels.activations import CORES, STRAIGHT_CORES
 from lmn.kernels.jacobians.triton_fused import GRAM, STORED, fused
-from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, numbered
-from lmn.kernels.triton_report import Case, empty, forward
+from lmn.kernels.triton_cases import Case, empty, forward
+from lmn.kernels.triton_checks import Arrays, require, single
+from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, check_layers, first_arrays, forward_arrays, numbered
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, COLUMNS = 16, 32
@@ -22,12 +23,28 @@ _KEY = ("REVERSE", "ENDS", "MODE", "DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", 
 
 
 def _has_registers(arguments: dict[str, Any], backend: str) -> bool:
-    """Cores with a slope of their own take what is left."""
+    """Cores with a slope of their own take what is left, and so does a sweep that ends in a layer."""
     cores = (arguments[f"CORE{layer}"] for layer in range(arguments["DEPTH"]))
-    return backend == "hip" or arguments["DEPTH"] < 3 or all(CORES[core] in STRAIGHT_CORES for core in cores)
+    has_room = arguments["ENDS"] and all(CORES[core] in STRAIGHT_CORES for core in cores)
+    return backend == "hip" or arguments["DEPTH"] < 3 or has_room
 
 
-_TUNED = Tuned(fused, _KEY, (Choice({}, 4, roomy=True, fits=_has_registers), Choice({}, 8, roomy=True)))
+def _arrays(given: dict[str, Any]) -> Arrays:
+    n_points, n_rows, n_columns, width = (given[name] for name in ("n_points", "n_rows", "n_columns", "WIDTH"))
+    if given["MODE"] == GRAM.value:
+        require(n_rows <= POINTS, f"inner products of {n_rows} rows; a tile has {POINTS}.")
+        out: tuple[int, ...] = (n_points, n_rows, n_rows)
+    else:
+        out = (n_points, n_rows, n_columns) if given["REVERSE"] else (n_points, n_columns, n_rows)
+    arrays = forward_arrays(given) | first_arrays(given)
+    arrays |= single(start=(n_rows, width), matrices=arrays["weights"][1], out=out)
+    if given["ENDS"]:
+        return arrays | single(end=(width, n_columns))
+    require(n_columns <= width, f"{n_columns} columns of a last layer of {width} units.")
+    return arrays
+
+
+_TUNED = Tuned(fused, _KEY, (Choice({}, 4, roomy=True, fits=_has_registers), Choice({}, 8, roomy=True)), _arrays)
 
 
 @torch.library.custom_op("lmn::jacobians", mutates_args={"out"})
@@ -54,7 +71,7 @@ def narrow_maps(
     n_columns = out.shape[2 if reverse else 1] if end is None else end.shape[1]
     if not len(x):
         return
-    depth, width = scales.shape
+    depth, width = check_layers(scales, cores)
     _TUNED.launch(
         (triton.cdiv(len(x), POINTS),),
         x=x,
@@ -73,8 +90,6 @@ def narrow_maps(
         n_in=x.shape[1],
         n_rows=n_rows,
         n_columns=n_columns,
-        row_stride=n_columns if reverse else 1,
-        column_stride=1 if reverse else n_rows,
         nothing=0,
         REVERSE=reverse,
         ENDS=end is not None,
@@ -93,21 +108,25 @@ def narrow_maps(
 
 
 def cases(thorough: bool) -> Iterator[Case]:
-    """Forward and reverse, with a last map and without, from the deepest chains, and from the deepest in fewer warps."""
+    """Forward and reverse, with a last map and without, from the deepest chains, and from the deepest in fewer warps; of few
+    inputs too."""
     for depth in range(1, MOST_DEPTH + 1) if thorough else (2, MOST_DEPTH):
-        for core in CORES if thorough else ("abs", "mish"):
+        for core, n_in in itertools.product(CORES if thorough else ("abs", "mish"), (64, 2)):
             for grams, ends, reverse in itertools.product((False, True), repeat=3):
-                label = f"{depth} x {MOST_WIDTH} {core}, {'inner products' if grams else 'stored'}"
+                label = f"{depth} x {MOST_WIDTH} {core} of {n_in}, {'inner products' if grams else 'stored'}"
                 label += f", {'reverse' if reverse else 'forward'}{'' if ends else ', narrowed'}"
-                if thorough or (reverse and (depth == MOST_DEPTH or (core == "mish" and ends))):
-                    yield Case("jacobians", label, partial(_case, depth, CORES.index(core), grams, ends, reverse))
+                of_few = n_in == 64 or (core == "mish" and ends)
+                if of_few and (thorough or (reverse and (depth == MOST_DEPTH or (core == "mish" and ends)))):
+                    yield Case("jacobians", label, partial(_case, depth, CORES.index(core), n_in, grams, ends, reverse))
 
 
-def _case(depth: int, core: int, grams: bool, ends: bool, reverse: bool) -> None:
-    n, n_in, n_rows, width = 4096, 64, 10, MOST_WIDTH
-    arrays = forward(depth, width)
+def _case(depth: int, core: int, n_in: int, grams: bool, ends: bool, reverse: bool) -> None:
+    n, n_out, width = 4096, 10 if n_in == 64 else 1, MOST_WIDTH
+    n_rows, n_columns, arrays = *((n_out, n_in) if reverse else (n_in, n_out)), forward(depth, width)
+    if grams:
+        n_rows = min(n_rows, POINTS)
+    out = (n_rows, n_rows) if grams else (n_out, n_in)
     narrow_maps(
         empty(n, n_in), empty(n_in, width), empty(width), **arrays, start=empty(n_rows, width), matrices=arrays["weights"],
-        end=empty(width, n_in) if ends else None, cores=[core] * depth, reverse=reverse, grams=grams,
-        out=empty(n, n_rows, n_rows if grams else n_in),
+        end=empty(width, n_columns) if ends else None, cores=[core] * depth, reverse=reverse, grams=grams, out=empty(n, *out),
     )  # fmt: skip

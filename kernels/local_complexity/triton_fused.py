@@ -17,7 +17,7 @@ def vertices_at(z, steps, vertices, n_directions, n_units, columns, present):
     """Pre-activations z, (WIDTH,), at vertices, (VERTICES,): all z + step, then z - step, of steps (n_directions, n_units)."""
     number = vertices % (2 * n_directions)  # what is too many is some again
     forward = number < n_directions
-    direction = tl.where(forward, number, number - n_directions)
+    direction = tl.where(forward, number, number - n_directions).to(tl.int64)
     step = tl.load(steps + direction[:, None] * n_units + columns[None, :], mask=present[None, :], other=0.0)
     return z[None, :] + tl.where(forward, 1.0, -1.0)[:, None] * step
 
@@ -63,7 +63,7 @@ def _of_layer(least, most, breakpoints, layout, layer, counts, sample, n_layers,
     tl.store(counts + sample * n_layers + place, count, mask=n_breakpoints > 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_in", "n_directions", "n_layers"])
 def fused(
     x,
     first,

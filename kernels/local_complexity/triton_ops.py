@@ -5,25 +5,58 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import partial
-from typing import Optional
+from typing import Any, Optional
 
 import torch
+import triton
 from torch import Tensor
 
 from lmn.kernels.activations import CORES
 from lmn.kernels.local_complexity.triton_fused import fused
 from lmn.kernels.local_complexity.triton_wide import layer as wide_layer
-from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, numbered
-from lmn.kernels.triton_report import Case, empty, forward
+from lmn.kernels.triton_cases import Case, empty, forward
+from lmn.kernels.triton_checks import Arrays, of_type, single
+from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, check_layers, first_arrays, forward_arrays, numbered
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, UNITS = 16, 64
+
+
+def _narrow_arrays(given: dict[str, Any]) -> Arrays:
+    n, depth, width, n_layers = len(given["x"]), given["DEPTH"], given["WIDTH"], given["n_layers"]
+    arrays = forward_arrays(given) | first_arrays(given | {"n_points": n})
+    arrays |= single(steps=(given["n_directions"], width), breakpoints=(depth, given["MOST_BREAKPOINTS"]))
+    return arrays | of_type(torch.int32, layout=(depth, 3), counts=(n, n_layers))
+
+
+def _layer_arrays(given: dict[str, Any]) -> Arrays:
+    n_in, n_units, n_directions = (given[name] for name in ("n_in", "n_units", "n_directions"))
+    n = len(given["counts"])
+    vertices = 2 * n_directions * n
+    arrays = single(scales=(n_units,), straights=(n_units,), breakpoints=(given["n_breakpoints"],))
+    if given["FIRST"]:
+        arrays |= single(at_samples=(n, n_units), steps=(n_directions, n_units))
+    else:
+        arrays |= single(u=(vertices, n_in), weights=(n_in, n_units), bias=(n_units,))
+    if not given["LAST"]:
+        arrays |= single(out=(vertices, n_units))
+    return arrays | of_type(torch.int32, counts=(n, triton.cdiv(n_units, UNITS)))
+
+
 _NARROW = Tuned(fused, ("DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "n_in", "n_directions"), (
-    Choice({"VERTICES": 16}, 8, roomy=True), Choice({"VERTICES": 32}, 8, fits=lambda _arguments, backend: backend == "cuda")
-))  # fmt: skip
+    Choice({"VERTICES": 16}, 8, roomy=True),
+    Choice({"VERTICES": 32}, 8, roomy=True, fits=lambda _arguments, backend: backend == "cuda"),
+), _narrow_arrays)  # fmt: skip
+
+
+def _is_no_column(given: dict[str, Any], backend: str) -> bool:
+    """Products with one input are unrolled, and take registers."""
+    return backend == "cuda" or given["n_in"] > 1
+
+
 _LAYER = Tuned(wide_layer, ("FIRST", "LAST", "CORE", "n_in", "n_units", "n_directions"), (
-    Choice({"VERTICES": 32}, 8, 2, roomy=True), Choice({"VERTICES": 16}, 8, 2, roomy=True)
-))  # fmt: skip
+    Choice({"VERTICES": 32}, 8, 2, roomy=True, fits=_is_no_column), Choice({"VERTICES": 16}, 8, 2, roomy=True)
+), _layer_arrays)  # fmt: skip
 
 
 @torch.library.custom_op("lmn::local_complexity", mutates_args={"counts"})
@@ -46,7 +79,7 @@ def narrow_counts(
     """Counts at x, (n, n_in), to counts, (n, n_layers), int32: see ``fused``, of which these are the arrays."""
     if not len(x):
         return
-    depth, width = scales.shape
+    depth, width = check_layers(scales, cores)
     _NARROW.launch(
         (len(x),),
         x=x,
@@ -133,10 +166,10 @@ def cases(thorough: bool) -> Iterator[Case]:
     for depth in range(1, MOST_DEPTH + 1) if thorough else (MOST_DEPTH,):
         for core in CORES[1:] if thorough else ("abs", "mish"):
             yield Case("local complexity", f"{depth} x {MOST_WIDTH} {core}", partial(_narrow_case, depth, CORES.index(core)))
-    for core in CORES[1:] if thorough else ("mish",):
+    for core, n in itertools.product(CORES[1:] if thorough else ("mish",), (256, 250, 1)):
         for first, last in itertools.product((True, False), repeat=2):
-            label = f"{'first' if first else 'later'} layer{', the last' if last else ''}, {core}"
-            yield Case("local complexity", label, partial(_layer_case, CORES.index(core), first, last))
+            label = f"{'first' if first else 'later'} layer of {n}{', the last' if last else ''}, {core}"
+            yield Case("local complexity", label, partial(_layer_case, CORES.index(core), n, first, last))
 
 
 def _narrow_case(depth: int, core: int) -> None:
@@ -148,10 +181,10 @@ def _narrow_case(depth: int, core: int) -> None:
     )  # fmt: skip
 
 
-def _layer_case(core: int, first: bool, last: bool) -> None:
-    n, n_in, n_units = 64, 256, 256
-    of_units = empty(n_units)
+def _layer_case(core: int, n_units: int, first: bool, last: bool) -> None:
+    n, n_in, of_units, blocks = 64, n_units, empty(n_units), triton.cdiv(n_units, UNITS)
     layer_counts(
         None if first else empty(50 * n, n_in), empty(n_in, n_units), of_units, empty(n, n_units), empty(25, n_units),
-        of_units, of_units, empty(1), core, 0.0, 0.0, empty(0 if last else 50 * n, n_units), empty(n, 4, dtype=torch.int32),
+        of_units, of_units, empty(1), core, 0.0, 0.0, empty(0 if last else 50 * n, n_units),
+        empty(n, blocks, dtype=torch.int32),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from lmn.kernels.local_complexity.triton_fused import counted, seen, vertices_at
 from lmn.kernels.triton_products import product_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_directions", "n_breakpoints"])
 def layer(
     u,
     weights,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_LEAST_TOGETHER = 1 << 18  # patterns that wait before they are sorted in,
+_LEAST_TOGETHER = 1 << 20  # patterns that wait before they are sorted in,
 _WAITING_BYTES = 1 << 28  # or fewer, of so many bytes
 _COMPARED_BYTES = 1 << 26  # of words that are compared at a time
 
@@ -16,7 +16,8 @@ class DistinctPatterns:
     """Patterns as rows in the order in which they were first put in, known by hashes of 128 bits.
 
     What is put in waits until it is as much as there are rows, so that all sorting together is n log n; memory grows with the
-    distinct patterns. Each sorting waits for the device once, for the number of new rows.
+    distinct patterns. Each sorting waits for the device: for how many patterns there are, how many of them are new, and, where
+    they are compared, whether any differ.
 
     Parameters
     ----------

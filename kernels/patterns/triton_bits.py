@@ -39,14 +39,15 @@ def store_hash(hashes, points, present, a, b):
     tl.store(hashes + 2 * points + 1, b.to(tl.int64, bitcast=True), mask=present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_points", "n_words", "first_word"])
 def pack(z, breakpoints, words, n_points, n_units, n_breakpoints, n_words, first_word, POINTS: tl.constexpr):
     """The bits z > breakpoint of z, (n_points, n_units), unit by unit, to words (n_points, n_words), int64, from first_word on.
 
     Breakpoints are of the type of z. A program packs one word of a tile of points.
     """
-    number = tl.program_id(0)  # of the word; along x, where there may be more than 65,535
-    points = tl.program_id(1).to(tl.int64) * POINTS + tl.arange(0, POINTS)
+    words_of_z = tl.cdiv(n_units * n_breakpoints, 64)
+    number, tile = tl.program_id(0) % words_of_z, tl.program_id(0) // words_of_z  # there may be more than 65,535 of both
+    points = tile.to(tl.int64) * POINTS + tl.arange(0, POINTS)
     place = tl.arange(0, 64)
     bit = number * 64 + place
     unit = bit // n_breakpoints
@@ -59,7 +60,7 @@ def pack(z, breakpoints, words, n_points, n_units, n_breakpoints, n_words, first
     tl.store(words + points * n_words + first_word + number, word, mask=present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_points", "n_words"])
 def hashed(words, hashes, n_points, n_words, POINTS: tl.constexpr):
     """The hashes, (n_points, 2), of words, (n_points, n_words); both int64."""
     points = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)

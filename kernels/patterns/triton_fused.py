@@ -56,7 +56,7 @@ def _bits(z, a, b, on_edge, breakpoints, layout, layer, words, points, present, 
     return a, b, on_edge
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin", "n_points", "n_axes", "n_words"])
 def fused(
     x,
     first,

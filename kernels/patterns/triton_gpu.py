@@ -35,8 +35,8 @@ def patterns(problem: Problem) -> Patterns:
     with torch.no_grad():
         for begin in range(0, problem.n_points, by_points.most):
             n = min(by_points.most, problem.n_points - begin)
-            words, hashes = by_points.of(np.arange(begin, begin + n))
-            seen.insert(words, hashes, torch.arange(begin, begin + n, device=problem.device))
+            indices = np.arange(begin, begin + n)
+            seen.insert(*by_points.of(indices), _placed(indices, problem.device))
             problem.progress(n)
         seen.finish()
     layout_words = Layout.of(problem.program).n_words
@@ -54,6 +54,17 @@ def patterns(problem: Problem) -> Patterns:
         n_evaluated=problem.n_points,
         words_at=words_at,
     )
+
+
+def _placed(indices: np.ndarray, device: torch.device) -> Tensor:
+    """Ascending numbers of points on a device: made there where each follows the one before."""
+    if len(indices) and _follow(indices):
+        return torch.arange(int(indices[0]), int(indices[-1]) + 1, device=device)
+    return torch.from_numpy(indices).to(device)
+
+
+def _follow(indices: np.ndarray) -> bool:
+    return int(indices[-1] - indices[0]) == len(indices) - 1
 
 
 def _unsigned(words: Tensor) -> np.ndarray:
@@ -128,13 +139,12 @@ class _Narrow:
         hashes = torch.empty(n, 2, dtype=torch.int64, device=device)
         if not n:
             return words, hashes
-        follow = int(indices[-1] - indices[0]) == n - 1
         narrow_patterns(
             None if lattice is not None else problem.samples(indices).flatten(1).contiguous(),
             **self._points,
             **narrow.forward,
             **self._tables,
-            indices=None if follow else torch.from_numpy(indices).to(device),
+            indices=None if _follow(indices) else _placed(indices, device),
             begin=int(indices[0]),
             cores=narrow.cores,
             edges=problem.edges_apart,
@@ -201,7 +211,7 @@ class _Wide:
         problem, lattice = self._problem, self._problem.lattice
         if lattice is None:
             return problem.samples(indices).flatten(1).contiguous()
-        places = torch.unravel_index(torch.from_numpy(indices).to(problem.device), lattice.counts)
+        places = torch.unravel_index(_placed(indices, problem.device), lattice.counts)
         parts = [places[axis] // _LOW if unit == _LOW else places[axis] % _LOW for axis, unit in self._coordinates]
         return torch.stack(parts, dim=1).float()
 
@@ -216,7 +226,7 @@ def _steps(lattice: Lattice) -> np.ndarray:
 def _hashes(words: Tensor, indices: np.ndarray, on_edge: Tensor | None) -> Tensor:
     """Of words, whose last is made here, where there are edges: the number of a point on one, and one, else 0."""
     if on_edge is not None:
-        words[:, -1] = torch.where(on_edge, torch.from_numpy(indices).to(words.device) + 1, 0)
+        words[:, -1] = torch.where(on_edge, _placed(indices, words.device) + 1, 0)
     hashes = torch.empty(len(words), 2, dtype=torch.int64, device=words.device)
     hash_words(words, hashes)
     return hashes

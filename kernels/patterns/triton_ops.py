@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import partial
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import triton
@@ -15,8 +15,9 @@ from lmn.kernels.activations import CORES
 from lmn.kernels.patterns.triton_bits import hashed, pack
 from lmn.kernels.patterns.triton_fused import fused
 from lmn.kernels.patterns.triton_wide import layer
-from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, numbered
-from lmn.kernels.triton_report import Case, empty, forward
+from lmn.kernels.triton_cases import Case, empty, forward
+from lmn.kernels.triton_checks import Arrays, of_type, require, single
+from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, check_layers, first_arrays, forward_arrays, numbered
 from lmn.kernels.triton_targets import IS_TRITON_3_2
 from lmn.kernels.triton_tuned import Choice, Tuned
 
@@ -24,12 +25,54 @@ INS, UNITS = 16, 64
 _PACKED = 64  # points of a tile
 TAKES_GRIDS = not IS_TRITON_3_2  # whose compiler fails there: "transfer from register to shared"
 _KEY = ("GRID", "INDEXED", "EDGES", "MOST_BREAKPOINTS", "DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "n_in")
-_NARROW = Tuned(fused, _KEY, (Choice({}, 8, roomy=True), Choice({}, 4, roomy=True)))
+
+
+def _narrow_arrays(given: dict[str, Any]) -> Arrays:
+    n_points, depth, width = given["n_points"], given["DEPTH"], given["WIDTH"]
+    arrays = forward_arrays(given) | single(breakpoints=(depth, given["MOST_BREAKPOINTS"]))
+    if given["GRID"]:
+        arrays |= single(first_bias=(width,), steps=(given["n_axes"], width)) | of_type(torch.int64, counts=(given["n_axes"],))
+        if given["INDEXED"]:
+            arrays |= of_type(torch.int64, indices=(n_points,))
+    else:
+        arrays |= first_arrays(given)
+    words = of_type(torch.int64, words=(n_points, given["n_words"]), hashes=(n_points, 2))
+    return arrays | words | of_type(torch.int32, layout=(depth, 4))
+
+
+def _layer_arrays(given: dict[str, Any]) -> Arrays:
+    n_points, n_in, n_units, n_breakpoints = (given[name] for name in ("n_points", "n_in", "n_units", "n_breakpoints"))
+    n_words, last_word = given["n_words"], given["first_word"] + triton.cdiv(n_units * n_breakpoints, 64)
+    require(last_word <= n_words, f"{n_units} units go up to word {last_word} of {n_words}.")
+    arrays = single(
+        u=(n_points, n_in), weights=(n_in, n_units), bias=(n_units,), scales=(n_units,), straights=(n_units,),
+        breakpoints=(n_breakpoints,),
+    )  # fmt: skip
+    if not given["LAST"]:
+        arrays |= single(out=(n_points, n_units))
+    if given["EDGES"]:
+        arrays |= of_type(torch.int32, edges=(n_points, triton.cdiv(n_units, UNITS)))
+    return arrays | of_type(torch.int64, words=(n_points, n_words))
+
+
+def _pack_arrays(given: dict[str, Any]) -> Arrays:
+    n_points, n_units, n_breakpoints, n_words = (given[k] for k in ("n_points", "n_units", "n_breakpoints", "n_words"))
+    last_word = given["first_word"] + triton.cdiv(n_units * n_breakpoints, 64)
+    require(last_word <= n_words, f"{n_units} units go up to word {last_word} of {n_words}.")
+    z = of_type(given["z"].dtype, z=(n_points, n_units), breakpoints=(n_breakpoints,))
+    return z | of_type(torch.int64, words=(n_points, n_words))
+
+
+def _hash_arrays(given: dict[str, Any]) -> Arrays:
+    return of_type(torch.int64, words=(given["n_points"], given["n_words"]), hashes=(given["n_points"], 2))
+
+
+_NARROW = Tuned(fused, _KEY, (Choice({}, 8, roomy=True), Choice({}, 4, roomy=True)), _narrow_arrays)
 _LAYER = Tuned(layer, ("EDGES", "LAST", "CORE", "n_in", "n_units"), (
     Choice({"ROWS": 128}, 8, 2, roomy=True), Choice({"ROWS": 32}, 8, 2)
-))  # fmt: skip
-_PACK = Tuned(pack, (), (Choice({}, 4),))
-_HASH = Tuned(hashed, (), (Choice({}, 2),))
+), _layer_arrays)  # fmt: skip
+_PACK = Tuned(pack, (), (Choice({}, 4),), _pack_arrays)
+_HASH = Tuned(hashed, (), (Choice({}, 2),), _hash_arrays)
 
 
 @torch.library.custom_op("lmn::patterns", mutates_args={"words", "hashes"})
@@ -58,7 +101,7 @@ def narrow_patterns(
     n, n_words = words.shape
     if not n:
         return
-    depth, width = scales.shape
+    depth, width = check_layers(scales, cores)
     _NARROW.launch(
         (triton.cdiv(n, POINTS),),
         x=first_bias if x is None else x,
@@ -147,7 +190,7 @@ def layer_patterns(
 def pack_bits(z: Tensor, breakpoints: Tensor, first_word: int, words: Tensor) -> None:
     """The bits of z, (n, n_units), above breakpoints of its type, to words, (n, n_words), int64, from first_word on."""
     n, n_units = z.shape
-    grid = triton.cdiv(n_units * len(breakpoints), 64), triton.cdiv(n, _PACKED)
+    grid = (triton.cdiv(n_units * len(breakpoints), 64) * triton.cdiv(n, _PACKED),)
     if n and n_units:
         _PACK.launch(
             grid,
@@ -181,25 +224,27 @@ def cases(thorough: bool) -> Iterator[Case]:
         for core in ("abs", "clamp"):  # those of piecewise-linear activations
             where = ("grid", "some of a grid", "samples") if TAKES_GRIDS else ("samples",)
             for points in where:  # of a grid, those on edges are not told apart by its arithmetic
-                for edges in (False, True) if points == "samples" else (False,):
-                    if thorough or edges or points != "samples":
-                        label = f"{depth} x {MOST_WIDTH} {core}, {points}{', edges' if edges else ''}"
-                        yield Case("patterns", label, partial(_narrow_case, depth, core, points, edges))
-    for core, edges, last in itertools.product(("abs", "clamp"), (False, True), (False, True)):
-        label = f"layer, {core}{', last' if last else ''}{', edges' if edges else ''}"
+                for edges, n_in in itertools.product((False, True), (64, 2, 1)):
+                    of_grid = points != "samples" and not edges and n_in == 64
+                    if of_grid or (points == "samples" and (thorough or edges)):
+                        of = f"{points} of {n_in}" if points == "samples" else points
+                        label = f"{depth} x {MOST_WIDTH} {core}, {of}{', edges' if edges else ''}"
+                        yield Case("patterns", label, partial(_narrow_case, depth, core, n_in, points, edges))
+    for core, n_units, edges, last in itertools.product(("abs", "clamp"), (256, 250, 1), (False, True), (False, True)):
+        label = f"layer of {n_units}, {core}{', last' if last else ''}{', edges' if edges else ''}"
         if thorough or edges:
-            yield Case("patterns", label, partial(_layer_case, core, edges, last))
+            yield Case("patterns", label, partial(_layer_case, core, n_units, edges, last))
     yield Case("patterns", "pack", lambda: pack_bits(empty(4096, 256), empty(1), 0, empty(4096, 4, dtype=torch.int64)))
     yield Case(
         "patterns", "hash", lambda: hash_words(empty(4096, 4, dtype=torch.int64), empty(4096, 2, dtype=torch.int64))
     )  # fmt: skip
 
 
-def _narrow_case(depth: int, core: str, points: str, edges: bool) -> None:
-    n, n_in, width, most = 1 << 18, 64, MOST_WIDTH, 2 if core == "clamp" else 1
+def _narrow_case(depth: int, core: str, n_in: int, points: str, edges: bool) -> None:
+    n, width, most = 4096, MOST_WIDTH, 2 if core == "clamp" else 1
     grid = points != "samples"
     narrow_patterns(
-        None if grid else empty(4096, n_in), None if grid else empty(n_in, width), empty(width),
+        None if grid else empty(n, n_in), None if grid else empty(n_in, width), empty(width),
         empty(2, width) if grid else None, empty(2, dtype=torch.int64) if grid else None, **forward(depth, width),
         breakpoints=empty(depth, most), layout=empty(depth, 4, dtype=torch.int32),
         indices=empty(n, dtype=torch.int64) if points == "some of a grid" else None, begin=0,
@@ -208,10 +253,10 @@ def _narrow_case(depth: int, core: str, points: str, edges: bool) -> None:
     )  # fmt: skip
 
 
-def _layer_case(core: str, edges: bool, last: bool) -> None:
-    n, n_units, most = 4096, 256, 2 if core == "clamp" else 1
+def _layer_case(core: str, n_units: int, edges: bool, last: bool) -> None:
+    n, most = 4096, 2 if core == "clamp" else 1
     layer_patterns(
         empty(n, n_units), empty(n_units, n_units), empty(n_units), empty(n_units), empty(n_units), empty(most),
         CORES.index(core), 0.0, 0.0, 0, empty(0 if last else n, n_units), empty(n, 4 * most, dtype=torch.int64),
-        empty(n if edges else 0, 4, dtype=torch.int32),
+        empty(n if edges else 0, triton.cdiv(n_units, UNITS), dtype=torch.int32),
     )  # fmt: skip

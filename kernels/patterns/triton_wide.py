@@ -9,7 +9,7 @@ from lmn.kernels.cores_triton import activation
 from lmn.kernels.triton_products import product_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_points", "first_word", "n_words"])
 def layer(
     u,
     weights,
