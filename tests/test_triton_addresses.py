@@ -65,10 +65,8 @@ def launches() -> dict[str, Launch]:
 
     def noted(tuned: Tuned, grid: Any, precision: str = "", **arguments: Any) -> None:
         given = {name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()}
-        choice = tuned.choices[0].tile
-        found[name_of(tuned.kernel)] = Launch(
-            tuned, given | choice | ({"PRECISION": "ieee"} if "PRECISION" in tuned.kernel.arg_names else {})
-        )
+        given |= tuned.choices[0].tile | ({"PRECISION": "ieee"} if "PRECISION" in tuned.kernel.arg_names else {})
+        found[name_of(tuned.kernel)] = Launch(tuned, given)
         launch(tuned, grid, precision, **arguments)
 
     torch.manual_seed(0)
@@ -140,9 +138,9 @@ def test_rows_far_away(name: str, launches: dict[str, Launch], first_program: di
         assert torch.equal(arguments[each][-len(near[each]) :], near[each])
 
 
-# ---- pairs of many samples -----------------------------------------------------------------------------------------------------
+# ---- pairs of many samples ---------------------------------------------------------------------------------------------------
 
-N, LAST = 46_352, 17  # samples, whose pairs are more than 2^30 and places of pairs more than 2^31; of which the last are asked
+N, LAST = 46_352, 17  # samples, of which the last are asked: more than 2^30 pairs, whose places are past 2^31
 
 
 def test_pairs_of_many_samples(far: Any) -> None:
