@@ -77,8 +77,8 @@ def rates(device: torch.device, request: pytest.FixtureRequest) -> triton_work.R
             f"{torch.cuda.get_device_name(device)}: copies {memory / 1e9:.0f} GB/s, "
             f"products {rate['highest'] / 1e12:.1f} TFLOP/s, with TF32 {rate['high'] / 1e12:.1f} TFLOP/s"
         )
-    lanes = rate["highest"] / 2
-    return triton_work.Rates("measured", rate["high"], rate["high"] / 2, 3 if is_nvidia else 1, lanes, memory, lanes)
+    lanes, matrix = rate["highest"] / 2, rate["high" if is_nvidia else "highest"]
+    return triton_work.Rates("measured", matrix, matrix / 2, 3 if is_nvidia else 1, lanes, memory, lanes)
 
 
 def seconds_of(function: Callable[[], object], device: torch.device, rounds: int = 5) -> float:

@@ -1,7 +1,8 @@
 """What cases take of a GPU by the arithmetic, and how long that takes at given rates: a model, which nobody measured.
 
-Operations are those that the kernels do, padding to their tiles included; instructions as counted in what the compiler makes;
-bytes of memory are those that come from there or go there at least once, cached ones what a program loads of weights.
+Operations are those that the kernels do, padding to their tiles included; instructions as counted in what the compiler makes,
+to about a quarter; bytes of memory are those that come from there or go there at least once, cached ones what a program loads
+of weights.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import triton
 
 from lmn.kernels.triton_host import LEAST, MOST_DEPTH, MOST_WIDTH
 
-# Instructions a value: of an activation and of what takes it to the matrix unit, 54 to 93 in the loops over steps that Triton
-# 3.7 makes for sm_90; of a product's operand alone; of a sign's way into its word.
-_CORE, _OPERAND, _BITS = 75.0, 30.0, 8.0
+# Instructions of one lane in what Triton 3.7 makes for sm_90. In the narrow kernels, whose 16 rows all warps share: of a value
+# through its activation to the matrix unit; of a weight that is taken apart for it; of a value that only goes there; of a sign
+# with its share of a hash; of an output that is summed up. In wide products: of an operand that is loaded and taken apart, in
+# tiles of 64 rows and more, and of fewer.
+_CORE, _WEIGHT, _OPERAND, _BITS, _SUM = 63.0, 5.6, 30.0, 40.0, 6.0
+_LOADED, _LOADED_OF_FEW = 13.0, 26.0
+_IN_HALVES = 1.2  # as many instructions, where a product's columns don't fit the registers at once
 _TILE = 16  # rows of a narrow chain's tile, and inputs that go through its first map at a time
 
 
@@ -24,13 +29,13 @@ _TILE = 16  # rows of a narrow chain's tile, and inputs that go through its firs
 class Rates:
     """What a GPU can do, a second.
 
-    The kernels multiply float32: on NVIDIA as three TF32 products, on AMD in the matrix unit's float32. Of tiles of 16 rows
-    Hopper's asynchronous products are not to be had; what it does without is in no data sheet, and taken as half.
+    The kernels multiply float32: on NVIDIA as three TF32 products, on AMD in the matrix unit's float32. Of tiles of fewer than
+    64 rows Hopper's asynchronous products are not to be had; what it does without is in no data sheet, and taken as half.
 
     Attributes
     ----------
     matrix, of_tiles : float
-        Operations of the matrix unit, in products of 64 rows or more, and in tiles of 16.
+        Operations of the matrix unit, in tiles of 64 rows or more, and of fewer.
     products : int
         Of the matrix unit, for one of float32.
     instructions : float
@@ -64,7 +69,7 @@ class Work:
     ----------
     case : str
     matrix, of_tiles : float
-        Operations of float32 products, of 64 rows or more and of tiles of 16, before they are taken apart into those of the
+        Operations of float32 products, in tiles of 64 rows or more and of fewer, before they are taken apart into those of the
         matrix unit.
     instructions : float
         Of one lane, for everything else.
@@ -104,13 +109,19 @@ def _width(units: tuple[int, ...]) -> int | None:
     return width if len(units) <= MOST_DEPTH and width <= MOST_WIDTH else None
 
 
-def _product(n_rows: int, n_in: int, n_out: int, *, writes: bool = True) -> Work:
-    """A wide layer's, whose rows come from memory and go there, in tiles of 64 x 64."""
-    rows, ins, outs = _padded(n_rows, 64), _padded(n_in, 32), _padded(n_out, 64)
+def _product(n_rows: int, n_in: int, n_out: int, *, tile: int = 64, writes: bool = True) -> Work:
+    """A wide layer's, whose rows come from memory and go there, in tiles of so many rows and of 64 columns."""
+    rows, ins, outs = _padded(n_rows, tile), _padded(n_in, 32), _padded(n_out, 64)
+    operations, loaded = 2.0 * rows * ins * outs, ins * rows * outs * (1 / 64 + 1 / tile)
+    few = tile < 64
     return Work(
-        "", matrix=2.0 * rows * ins * outs, memory=4.0 * n_rows * (n_in + writes * n_out),
-        cache=4.0 * ins * rows * outs * (2 / 64),
-    )  # fmt: skip
+        "",
+        matrix=0.0 if few else operations,
+        of_tiles=operations if few else 0.0,
+        instructions=loaded * (_LOADED_OF_FEW if few else _LOADED),
+        memory=4.0 * n_rows * (n_in + writes * n_out),
+        cache=4.0 * loaded,
+    )
 
 
 def connectivity(n: int, units: tuple[int, ...], n_out: int, m: int = 21) -> Work:
@@ -127,14 +138,15 @@ def connectivity(n: int, units: tuple[int, ...], n_out: int, m: int = 21) -> Wor
         points = int(n * (n - 1) / 2 * (m - 2))
         run = sum((_product(points, a, b) for a, b in itertools.pairwise((*units, n_out))), Work(case))
         activated = units[0] + 2 * sum(units[1:]) + n_out
-        of_activations = points * (sum(units) * _CORE + 6 * n_out)
+        of_activations = points * (sum(units) * _CORE + _SUM * n_out)
         return run + Work("", instructions=of_activations, memory=4.0 * n * n + 4.0 * points * activated)
     points = n * (n + PAIRS) // 2 * (m - 2)  # of all segments, whole tiles
     weights = sizes.width**2 * (sizes.depth - 1) + sizes.width * sizes.outputs
+    instructions = points * (sizes.depth * sizes.width * _CORE + weights / PAIRS * _WEIGHT + _SUM * sizes.outputs)
     return Work(
         case,
         of_tiles=2 * points * weights,
-        instructions=points * (sizes.depth * sizes.width * _CORE + 6 * sizes.outputs),
+        instructions=instructions * (_IN_HALVES if sizes.in_halves else 1),
         memory=4.0 * n * n + 8.0 * n * (sizes.depth * sizes.width + sizes.outputs),
         cache=4.0 * points / PAIRS * weights,
     )
@@ -154,7 +166,7 @@ def patterns(n: int, widths: tuple[int, ...], n_axes: int | None = None) -> Work
     return Work(
         case,
         of_tiles=2.0 * points * weights,
-        instructions=points * width * (len(units) * (_BITS + _OPERAND) + 4 * (n_axes or 0)),
+        instructions=points * (width * (len(units) * (_BITS + _OPERAND) + 4 * (n_axes or 0)) + weights / _TILE * _WEIGHT),
         memory=memory,
         cache=4.0 * points / _TILE * weights,
     )
@@ -176,7 +188,7 @@ def jacobians(n: int, widths: tuple[int, ...], *, grams: bool = False) -> Work:
     return Work(
         case,
         of_tiles=2.0 * points * (forward_weights + rows * (sweep_weights + (_TILE * ins if grams else 0))),
-        instructions=points * depth * width * (_CORE + rows * _OPERAND),
+        instructions=points * depth * width * (_CORE + rows * _OPERAND) + loads * _WEIGHT,
         memory=4.0 * n * (n_in + (n_out**2 if grams else n_out * n_in)),
         cache=4.0 * loads,
     )
@@ -191,7 +203,8 @@ def local_complexity(n: int, widths: tuple[int, ...], n_directions: int = 25) ->
         rows = n * _padded(vertices, 32)
         first = replace(_product(n, n_in, units[0]), case=case)
         layers = (
-            _product(rows, a, b, writes=number + 2 < len(units)) for number, (a, b) in enumerate(itertools.pairwise(units))
+            _product(rows, a, b, tile=32, writes=number + 2 < len(units))
+            for number, (a, b) in enumerate(itertools.pairwise(units))
         )
         counted = Work("", instructions=rows * sum(units) * (_CORE + 4), memory=4.0 * n * vertices * units[0])
         return sum(layers, first) + counted
@@ -199,7 +212,7 @@ def local_complexity(n: int, widths: tuple[int, ...], n_directions: int = 25) ->
     return Work(
         case,
         of_tiles=2.0 * rows * between,
-        instructions=rows * width * len(units) * (_CORE + 4) + 2.0 * n * n_in * width,
+        instructions=rows * (width * len(units) * (_CORE + 4) + between / _TILE * _WEIGHT) + 2.0 * n * n_in * width,
         memory=4.0 * n * n_in,
         cache=4.0 * (rows / _TILE * between + n * n_in * width),
     )
@@ -210,6 +223,7 @@ def works() -> Iterator[Work]:
     small, wide = (2, 64, 64, 64, 1), (784, 200, 200, 200, 200, 10)
     yield connectivity(768, (100,), 31)
     yield connectivity(768, (100, 100), 31)
+    yield connectivity(768, (128, 128, 128), 113)
     yield connectivity(768, (256, 256, 256), 10)
     yield patterns(2048**2, small, n_axes=2)
     yield patterns(1_000_000, wide)

@@ -153,14 +153,19 @@ def test_connectivity_of_any_number_of_samples(n: int) -> None:
     assert error_of(problem_of((5, 9, 3), "gelu", n)) < 1e-5
 
 
-@pytest.mark.parametrize("widths", [(5, 100, 113), (4, 17, 100), (5, 70, 9, 30), (5, 9, 30, 20, 9, 64)], ids=str)
+@pytest.mark.parametrize("widths", [
+    (5, 100, 113), (4, 17, 100), (5, 70, 9, 30), (5, 70, 9, 100), (5, 30, 100, 20, 3), (5, 9, 30, 20, 9, 64),
+    (5, 9, 70, 20, 128), (5, 128, 65, 128, 128, 64),
+], ids=str)  # fmt: skip
 def test_connectivity_of_the_widest_and_deepest_chains_of_one_kernel(widths: tuple[int, ...]) -> None:
     problem = problem_of(widths, "gelu", 9)
     assert triton_gpu.fused_for([len(layer.z) for layer in problem.chain.layers], widths[-1]) is not None  # type: ignore[union-attr]
     assert error_of(problem) < 1e-5
 
 
-@pytest.mark.parametrize("widths", [(5, 200, 70), (5, 30, 100, 20, 3), (4, 17, 150), (4, 17, 9, 100)], ids=str)
+@pytest.mark.parametrize(
+    "widths", [(5, 200, 70), (5, 30, 150, 20, 3), (4, 17, 150), (4, 5, 5, 5, 5, 5, 2), (4, 5, 5, 5, 5, 100)], ids=str
+)
 def test_connectivity_of_chains_too_wide_or_deep_for_one_kernel(widths: tuple[int, ...]) -> None:
     problem = problem_of(widths, "gelu", 9)
     assert triton_gpu.fused_for([len(layer.z) for layer in problem.chain.layers], widths[-1]) is None  # type: ignore[union-attr]

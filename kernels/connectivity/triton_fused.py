@@ -13,7 +13,7 @@ from lmn.kernels.cores_triton import core
 
 
 @triton.jit
-def _difference(high, low, j, i, width, columns, present):
+def difference(high, low, j, i, width, columns, present):
     """Values of the samples j minus those of sample i, which are held in two floats: (pairs, columns)."""
     at_j = j[:, None] * width + columns[None, :]
     at_i = i * width + columns
@@ -41,18 +41,18 @@ def _through(deviation, weights, layer, rows, columns, WIDTH: tl.constexpr, PREC
 
 
 @triton.jit
-def _at_ends(z_high, z_low, j, i, layer, width, columns, present, parameters, WIDTH: tl.constexpr, CORE: tl.constexpr):
+def at_ends(z_high, z_low, j, i, layer, width, columns, present, parameters, WIDTH: tl.constexpr, CORE: tl.constexpr):
     """Of one layer: by how much z differs at the samples j, its core at sample i, and by how much that differs."""
     p0, p1 = tl.load(parameters + 2 * layer), tl.load(parameters + 2 * layer + 1)
     of_layer = layer * WIDTH + columns
     z = tl.load(z_high + i * width + of_layer)
-    dz = _difference(z_high, z_low, j, i, width, of_layer, present)
+    dz = difference(z_high, z_low, j, i, width, of_layer, present)
     at_i = core(z, p0, p1, CORE)
     return dz, at_i, core(z[None, :] + dz, p0, p1, CORE) - at_i[None, :]
 
 
 @triton.jit
-def _layer(
+def layer_deviation(
     t, z_of_i, dz, at_i, dcore, shift, scales, slopes, parameters, layer, columns, WIDTH: tl.constexpr, CORE: tl.constexpr
 ):
     z = tl.load(z_of_i + layer * WIDTH + columns)
@@ -80,6 +80,24 @@ def unexplained_of(s1, s2, s3, y, dy, noise, is_output, m, interior, sxx, consta
         tl.sum(tl.where(is_output, unexplained, 0.0), axis=1),
         tl.sum(tl.where(is_output, error, 0.0), axis=1),
     )
+
+
+@triton.jit
+def unexplained_at(s1, s2, s3, y_high, y_low, j, i, outputs, wanted, noise, n_out, m, sxx, constant, OUTPUTS: tl.constexpr):
+    """The same of some of a chain's outputs, y (n_points, OUTPUTS), of which n_out are outputs."""
+    y = tl.load(y_high + i * OUTPUTS + outputs)
+    dy = difference(y_high, y_low, j, i, OUTPUTS, outputs, wanted)
+    of_noise, is_output = tl.load(noise + outputs)[None, :], (outputs < n_out)[None, :]
+    return unexplained_of(s1, s2, s3, y[None, :], dy, of_noise, is_output, m * 1.0, (m - 2) * 1.0, sxx, constant)
+
+
+@triton.jit
+def store_r_squared(out, unexplained, error, i, j, n_points, n_out, tolerance, wanted):
+    """From the sums over the outputs, to both places of a pair; NaN where the error is more than the tolerance."""
+    count = n_out * 1.0
+    r2 = tl.where(error / count <= tolerance, 1.0 - unexplained / count, float("nan"))
+    tl.store(out + i * n_points + j, r2, mask=wanted)
+    tl.store(out + j * n_points + i, r2, mask=wanted)
 
 
 @triton.jit(do_not_specialize=["first_row", "first_column", "n_points", "n_out", "m"])
@@ -129,13 +147,13 @@ def fused(
     wanted = (j > i) & (j >= first_column) & (j < n_points)
     columns, outputs = tl.arange(0, WIDTH), tl.arange(0, OUTPUTS)
     width = DEPTH * WIDTH
-    dz0, at0, dc0 = _at_ends(z_high, z_low, j, i, 0, width, columns, wanted, parameters, WIDTH, CORE0)
+    dz0, at0, dc0 = at_ends(z_high, z_low, j, i, 0, width, columns, wanted, parameters, WIDTH, CORE0)
     if DEPTH > 1:
-        dz1, at1, dc1 = _at_ends(z_high, z_low, j, i, 1, width, columns, wanted, parameters, WIDTH, CORE1)
+        dz1, at1, dc1 = at_ends(z_high, z_low, j, i, 1, width, columns, wanted, parameters, WIDTH, CORE1)
     if DEPTH > 2:
-        dz2, at2, dc2 = _at_ends(z_high, z_low, j, i, 2, width, columns, wanted, parameters, WIDTH, CORE2)
+        dz2, at2, dc2 = at_ends(z_high, z_low, j, i, 2, width, columns, wanted, parameters, WIDTH, CORE2)
     if DEPTH > 3:
-        dz3, at3, dc3 = _at_ends(z_high, z_low, j, i, 3, width, columns, wanted, parameters, WIDTH, CORE3)
+        dz3, at3, dc3 = at_ends(z_high, z_low, j, i, 3, width, columns, wanted, parameters, WIDTH, CORE3)
     s1 = tl.zeros((PAIRS, OUTPUTS), tl.float32)
     s2 = tl.zeros((PAIRS, OUTPUTS), tl.float32)
     s3 = tl.zeros((PAIRS, OUTPUTS), tl.float32)
@@ -145,25 +163,21 @@ def fused(
         if RELOADS:
             z_of_i += step * nothing
         none = tl.zeros((PAIRS, WIDTH), tl.float32)
-        u = _layer(t, z_of_i, dz0, at0, dc0, none, scales, slopes, parameters, 0, columns, WIDTH, CORE0)
+        u = layer_deviation(t, z_of_i, dz0, at0, dc0, none, scales, slopes, parameters, 0, columns, WIDTH, CORE0)
         if DEPTH > 1:
             u = _through(u, here, 0, columns, columns, WIDTH, PRECISION)
-            u = _layer(t, z_of_i, dz1, at1, dc1, u, scales, slopes, parameters, 1, columns, WIDTH, CORE1)
+            u = layer_deviation(t, z_of_i, dz1, at1, dc1, u, scales, slopes, parameters, 1, columns, WIDTH, CORE1)
         if DEPTH > 2:
             u = _through(u, here, 1, columns, columns, WIDTH, PRECISION)
-            u = _layer(t, z_of_i, dz2, at2, dc2, u, scales, slopes, parameters, 2, columns, WIDTH, CORE2)
+            u = layer_deviation(t, z_of_i, dz2, at2, dc2, u, scales, slopes, parameters, 2, columns, WIDTH, CORE2)
         if DEPTH > 3:
             u = _through(u, here, 2, columns, columns, WIDTH, PRECISION)
-            u = _layer(t, z_of_i, dz3, at3, dc3, u, scales, slopes, parameters, 3, columns, WIDTH, CORE3)
+            u = layer_deviation(t, z_of_i, dz3, at3, dc3, u, scales, slopes, parameters, 3, columns, WIDTH, CORE3)
         u = _through(u, here, DEPTH - 1, columns, outputs, WIDTH, PRECISION)
         s1 += u
         s2 += (t - 0.5) * u
         s3 += u * u
-    y = tl.load(y_high + i * OUTPUTS + outputs)
-    dy = _difference(y_high, y_low, j, i, OUTPUTS, outputs, wanted)
-    of_noise, is_output = tl.load(noise + outputs)[None, :], (outputs < n_out)[None, :]
-    points, interior, count = m * 1.0, (m - 2) * 1.0, n_out * 1.0
-    unexplained, error = unexplained_of(s1, s2, s3, y[None, :], dy, of_noise, is_output, points, interior, sxx, constant)
-    r2 = tl.where(error / count <= tolerance, 1.0 - unexplained / count, float("nan"))
-    tl.store(out + i * n_points + j, r2, mask=wanted)
-    tl.store(out + j * n_points + i, r2, mask=wanted)
+    unexplained, error = unexplained_at(
+        s1, s2, s3, y_high, y_low, j, i, outputs, wanted, noise, n_out, m, sxx, constant, OUTPUTS
+    )  # fmt: skip
+    store_r_squared(out, unexplained, error, i, j, n_points, n_out, tolerance, wanted)

@@ -15,16 +15,15 @@ from torch import Tensor
 from lmn.kernels.activations import CORES
 from lmn.kernels.connectivity.pairs import Pairs
 from lmn.kernels.connectivity.triton_fused import fused
+from lmn.kernels.connectivity.triton_halves import fused_in_halves
 from lmn.kernels.connectivity.triton_wide import activations, sums
 from lmn.kernels.triton_cases import Case, empty
 from lmn.kernels.triton_checks import Arrays, require, single
-from lmn.kernels.triton_host import LEAST, numbered
+from lmn.kernels.triton_host import LEAST, MOST_DEPTH, numbered
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 PAIRS = 16  # of a fused tile: the rows of one instruction of the matrix unit
-_NARROW, _WIDE = 64, 128
-# Units of a layer, and outputs, up to which a tail of so many layers fits the registers of the warps that share its columns.
-_MOST = {1: (_WIDE, _WIDE), 2: (_WIDE, _NARROW), 3: (_NARROW, _NARROW), 4: (_NARROW, _NARROW)}
+_NARROW, _WIDE = 64, 128  # units of a layer, and outputs, from which on not all fits the registers at once, and nothing does
 _NARROW_KEY = ("DEPTH", "WIDTH", "OUTPUTS", "CORE0", "CORE1", "CORE2", "CORE3")
 
 
@@ -70,6 +69,7 @@ _TUNED = Tuned(fused, _NARROW_KEY, (
     Choice({"RELOADS": False}, 8, roomy=True, fits=lambda arguments, backend: not _needs_registers(arguments, backend)),
     Choice({"RELOADS": True}, 8, roomy=True, fits=_needs_registers),
 ), _narrow_arrays)  # fmt: skip
+_IN_HALVES = Tuned(fused_in_halves, _NARROW_KEY, (Choice({}, 8, roomy=True),), _narrow_arrays)
 # In place: not to be run again.
 _DEVIATIONS = Tuned(activations, (), (Choice({"PAIRS": 32, "UNITS": 64}, 4, 2),), _deviations_arrays)
 _SUMS = Tuned(sums, (), (Choice({"PAIRS": 32, "OUTS": 32}, 4, 2, roomy=True),), _sums_arrays)
@@ -106,7 +106,8 @@ def narrow_pairs(
     tiles = triton.cdiv(n_points - first_column // PAIRS * PAIRS, PAIRS)
     if not n_rows or not tiles:
         return
-    _TUNED.launch(
+    tuned = _IN_HALVES if Fused(depth, width, outputs).in_halves else _TUNED
+    tuned.launch(
         (n_rows, tiles),
         z_high=z_high,
         z_low=z_low,
@@ -223,11 +224,15 @@ class Fused:
     width: int
     outputs: int
 
+    @property
+    def in_halves(self) -> bool:
+        """Whether the columns of a product don't fit the registers at once."""
+        return self.width > _NARROW and (self.depth > 2 or (self.depth == 2 and self.outputs > _NARROW))
+
 
 def fused_for(units: list[int], n_out: int) -> Fused | None:
     width, outputs = (max(LEAST, triton.next_power_of_2(n)) for n in (max(units), n_out))
-    most_width, most_outputs = _MOST.get(len(units), (0, 0))
-    if width > most_width or outputs > most_outputs:
+    if len(units) > MOST_DEPTH or max(width, outputs) > _WIDE or (len(units) == MOST_DEPTH and outputs > _NARROW):
         return None
     return Fused(len(units), max(width, outputs), outputs)
 
@@ -237,8 +242,19 @@ def fused_for(units: list[int], n_out: int) -> Fused | None:
 
 def cases(thorough: bool) -> Iterator[Case]:
     """The paper's tail, the widest and the deepest of fused kernels, and layers of wide chains, of one unit too."""
-    sizes = [((100,), 31), ((100,), 113), ((100, 100), 31), ((64,) * 4, 64), ((32,), 10)]
-    sizes += [((64,) * depth, n_out) for depth in (1, 2, 3) for n_out in (1, 64)] if thorough else []
+    sizes = [
+        ((100,), 31),
+        ((100,), 113),
+        ((100, 100), 31),
+        ((100, 100), 113),
+        ((100,) * 3, 113),
+        ((100,) * 4, 64),
+        ((64,) * 4, 64),
+        ((32,), 10),
+    ]
+    if thorough:
+        sizes += [((64,) * depth, n_out) for depth in (1, 2, 3) for n_out in (1, 64)]
+        sizes += [((100,) * depth, n_out) for depth in (3, 4) for n_out in (1, 64)]
     for units, n_out in sizes:
         found = fused_for(list(units), n_out)
         assert found is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lmn.kernels.connectivity.triton_fused import deviation, unexplained_of
+from lmn.kernels.connectivity.triton_fused import deviation, store_r_squared, unexplained_of
 from lmn.kernels.connectivity.triton_pairs import samples_of
 from lmn.kernels.cores_triton import core
 
@@ -121,7 +121,4 @@ def sums(
         some, of_error = unexplained_of(s1, s2, s3, y, dy, of_noise, mask, points, interior, sxx, constant)
         unexplained += some
         error += of_error
-    count = n_out * 1.0
-    r2 = tl.where(error / count <= tolerance, 1.0 - unexplained / count, float("nan"))
-    tl.store(out + i * n_points + j, r2, mask=present)
-    tl.store(out + j * n_points + i, r2, mask=present)
+    store_r_squared(out, unexplained, error, i, j, n_points, n_out, tolerance, present)
