@@ -1,8 +1,9 @@
 """The cores of the activations for Triton: the mathematics of csrc/cores.hpp in float32, and their slopes.
 
-One function of a block, with the core as a constexpr, so that a kernel holds the one that it is compiled for. No libdevice: the
-same arithmetic on every target and in the interpreter. Coefficients are the minimax fits of csrc/cores.hpp. Everywhere a NaN in
-the data comes through: comparisons put the constant where it is returned only if the data is a number.
+One function of a block, with the core as a constexpr, so that a kernel holds the one that it is compiled for. No libdevice:
+the same polynomials on every target and in the interpreter, whose divisions may round differently. Coefficients are the
+minimax fits of csrc/cores.hpp. Everywhere a NaN in the data comes through: comparisons put the constant where it is returned
+only if the data is a number.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ import os
 import torch
 import triton
 
-IS_TRITON_3_2 = triton.__version__.startswith("3.2.")
+VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])  # of Triton
+IS_TRITON_3_2 = VERSION == (3, 2)
 
 
 def backend_of(device: torch.device) -> str:

@@ -20,10 +20,12 @@ from lmn.kernels.connectivity.triton_wide import activations, sums
 from lmn.kernels.triton_cases import Case, empty
 from lmn.kernels.triton_checks import Arrays, require, single
 from lmn.kernels.triton_host import LEAST, MOST_DEPTH, numbered
+from lmn.kernels.triton_targets import IS_TRITON_3_2, VERSION
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 PAIRS = 16  # of a fused tile: the rows of one instruction of the matrix unit
 _NARROW, _WIDE = 64, 128  # units of a layer, and outputs, from which on not all fits the registers at once, and nothing does
+_WHOLE_DEPTH = 2 if VERSION >= (3, 5) else 1
 _NARROW_KEY = ("DEPTH", "WIDTH", "OUTPUTS", "CORE0", "CORE1", "CORE2", "CORE3")
 
 
@@ -226,8 +228,9 @@ class Fused:
 
     @property
     def in_halves(self) -> bool:
-        """Whether the columns of a product don't fit the registers at once."""
-        return self.width > _NARROW and (self.depth > 2 or (self.depth == 2 and self.outputs > _NARROW))
+        """Whether the columns of a product don't fit the registers at once; older Tritons use more of them."""
+        fits = self.depth <= _WHOLE_DEPTH and (self.outputs <= _NARROW or (self.depth == 1 and not IS_TRITON_3_2))
+        return self.width > _NARROW and not fits
 
 
 def fused_for(units: list[int], n_out: int) -> Fused | None:
