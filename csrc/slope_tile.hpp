@@ -6,6 +6,9 @@
 #include "scratch.hpp"
 #include "tile_product.hpp"
 
+#include <limits>
+#include <type_traits>
+
 namespace lmn::LMN_ISA {
 namespace {
 
@@ -20,6 +23,15 @@ CoreParameters<T> parameters(const SlopeLayer<T>& layer) {
     return {layer.p0, layer.p1, layer.kink};
 }
 
+// The largest number for an infinite z where an activation may be less than that: a ReLU's two halves differ by 0, and what a
+// clamp lets through of z is 0 of it; infinity would make both NaN.
+template <class T, template <class> class Core>
+Vec<T> bounded(Vec<T> z) {
+    if constexpr (!std::is_same_v<Core<T>, Abs<T>> && !std::is_same_v<Core<T>, Clamp<T>>) return z;
+    constexpr T kMost = std::numeric_limits<T>::max();
+    return maximum(broadcast(-kMost), minimum(broadcast(kMost), z));
+}
+
 // Pre-activations z [unit][tile] in place to activations, and their slopes.
 template <class T, template <class> class Core>
 void activate(const SlopeLayer<T>& layer, T* __restrict z, T* __restrict slopes) {
@@ -27,7 +39,7 @@ void activate(const SlopeLayer<T>& layer, T* __restrict z, T* __restrict slopes)
     for (int64_t c = 0; c < layer.units; ++c) {
         const T scale = layer.scale[c], slope = layer.slope[c], least = layer.least_slope[c];
         for (int64_t at = c * kTile<T>; at < (c + 1) * kTile<T>; at += kLanes<T>) {
-            const Vec<T> x = load(z + at);
+            const Vec<T> x = bounded<T, Core>(load(z + at));
             const Sloped<T> core = Core<T>::with_slope(x, p);
             store(z + at, scale * core.value + slope * x);
             store(slopes + at, scale * core.slope + least);

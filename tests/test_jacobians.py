@@ -56,6 +56,19 @@ def by_jacrev(name: str) -> Tensor:
     return torch.stack([torch.func.jacrev(tail)(sample).flatten(1) for sample in h])
 
 
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardsigmoid])
+@pytest.mark.parametrize("backend", ["cpp", "triton", "torch"])
+def test_units_that_overflow_where_the_outputs_do_not(backend: str, act: type[nn.Module]) -> None:
+    model = mlp(2, 5, 3, 2, act=act)
+    with torch.no_grad():
+        model[0].weight[:2] = -3e38  # times samples of 1 to 2: minus infinity
+    x = torch.rand(5, 2) + 1
+    assert model[0](x).isinf().any()
+    expected = torch.func.vmap(torch.func.jacrev(model))(x)
+    assert expected.any()
+    torch.testing.assert_close(lmn.jacobians(model, x, backend=backend, progress=False), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
 def test_every_model_has_the_jacobians_that_jacrev_gives(name: str, backend: str) -> None:
