@@ -42,7 +42,7 @@ _PLAIN = Tuned(products, _KEY, (
 ), _arrays)  # fmt: skip
 
 _WITH_SLOPES = Tuned(products, _KEY, (
-    Choice({"ROWS": 32, "INS": 32, "OUTS": 64}, 8, 2),
+    Choice({"ROWS": 32, "INS": 32, "OUTS": 64}, 8, 2, roomy=True),
     Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 2, fits=_is_even),
 ), _arrays)  # fmt: skip
 

@@ -258,7 +258,7 @@ def cases(thorough: bool) -> Iterator[Case]:
     if thorough:
         sizes += [((64,) * depth, n_out) for depth in (1, 2, 3) for n_out in (1, 64)]
         sizes += [((100,) * depth, n_out) for depth in (3, 4) for n_out in (1, 64)]
-    for units, n_out in sizes:
+    for units, n_out in dict.fromkeys(sizes):
         found = fused_for(list(units), n_out)
         assert found is not None
         for core in CORES if thorough else ("ztanh", "zerf"):
