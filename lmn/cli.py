@@ -8,11 +8,11 @@ import platform
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -66,16 +66,17 @@ def paper(
 
         figures.check_installed()
         folder = _writable(out or Path("paper") / name)
-        with (folder / "history.csv").open("w", newline="", buffering=1) as file:  # line by line: an hour's run may be killed
-            writer = csv.writer(file)
-            writer.writerow(train.COLUMNS)
-            run = train.train(
-                tasks.task(name),
-                seed=seed,
-                steps=steps,
-                every=every,
-                measured=lambda row: writer.writerow([getattr(row, column) for column in train.COLUMNS]),
-            )
+        with ExitStack() as stack:
+            rows: list[Any] = []  # a writer, once there is something to write: until then an earlier run's file is left alone
+
+            def measured(row: train.Row) -> None:
+                if not rows:  # line by line: an hour's run may be killed
+                    file = stack.enter_context((folder / "history.csv").open("w", newline="", buffering=1))
+                    rows.append(csv.writer(file))
+                    rows[0].writerow(train.COLUMNS)
+                rows[0].writerow([getattr(row, column) for column in train.COLUMNS])
+
+            run = train.train(tasks.task(name), seed=seed, steps=steps, every=every, measured=measured)
         print(f"{analysis.table(run)}\n\n{analysis.summary(run)}")
         figures.curves(run, folder / "figure.png")
         figures.connectivities(run, folder / "connectivity.png")
@@ -173,12 +174,12 @@ def doctor(
         typer.Option(
             "--kernels",
             help="Compile the Triton kernels for A100, H100, B200 and MI300X, which need not be here, and print what the "
-            "compiler says and what the arithmetic makes one expect.",
+            "compiler says, and the times that the arithmetic makes one expect of all but the B200; some minutes.",
         ),
     ] = False,
     thorough: Annotated[
         bool,
-        typer.Option("--thorough", help="With --kernels: of each activation and depth; an hour."),
+        typer.Option("--thorough", help="With --kernels: of each activation and depth; an hour or two."),
     ] = False,
 ) -> None:
     """Print versions, what the processor can do, and which backends run here, or why one can't.
@@ -203,7 +204,7 @@ def doctor(
 
 def _compile_kernels(thorough: bool) -> None:
     if find_spec("triton") is None:
-        raise LmnError("the kernels need triton; pip install triton.")
+        raise LmnError("the kernels need triton; pip install -c constraints.txt -e '.[gpu]', or triton by itself.")
     os.environ["TRITON_INTERPRET"] = "0"  # which is asked when they are imported
     from lmn.kernels.triton_report import table
 
