@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from lmn.kernels.activations import CORES
 
 Arrays = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # of arguments' names: what they have to be
 
@@ -30,11 +33,22 @@ def require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def sizes_of(name: str, value: Tensor, n_axes: int) -> tuple[int, ...]:
+    """The shape of an argument that has so many axes."""
+    require(value.ndim == n_axes, f"{name} has to have {n_axes} axes; got shape {tuple(value.shape)}.")
+    return tuple(value.shape)
+
+
+def check_cores(*cores: int) -> None:
+    """That there are such."""
+    require(all(0 <= core < len(CORES) for core in cores), f"cores are numbered from 0 to {len(CORES) - 1}; got {cores}.")
+
+
 def check_arrays(arguments: dict[str, Any], arrays: Arrays, device: torch.device) -> None:
     """That arguments are on a device, of their types, one row after the other, with as many values in rows as long as said."""
     for name, (dtype, shape) in arrays.items():
         value = arguments[name]
-        fits = value.shape[-1] == shape[-1] and value.numel() == torch.Size(shape).numel()
+        fits = value.shape[-1:] == shape[-1:] and value.numel() == torch.Size(shape).numel()
         if not (fits and value.dtype == dtype and value.device == device and value.is_contiguous()):
             order = "" if value.is_contiguous() else ", not contiguous"
             raise ValueError(

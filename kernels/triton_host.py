@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from lmn.kernels.jacobians.problem import Chain
-from lmn.kernels.triton_checks import Arrays, require, single
+from lmn.kernels.triton_checks import Arrays, check_cores, require, single, sizes_of
 
 POINTS = 16  # of a tile: the rows of one instruction of the matrix unit
 MOST_DEPTH = 4
@@ -114,8 +114,10 @@ def on(device: torch.device, values: Any) -> Tensor:
 
 def check_layers(scales: Tensor, cores: list[int]) -> tuple[int, int]:
     """Depth and width of a narrow chain's arrays, and that there is a core for each layer."""
-    depth, width = scales.shape
+    depth, width = sizes_of("scales", scales, 2)
     require(len(cores) == depth <= MOST_DEPTH, f"{len(cores)} cores of {depth} layers; narrow chains have up to {MOST_DEPTH}.")
+    require(width >= LEAST and width == triton.next_power_of_2(width), f"layers are padded to a power of 2; got {width} units.")
+    check_cores(*cores)
     return depth, width
 
 

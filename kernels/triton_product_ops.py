@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lmn.kernels.activations import CORES
 from lmn.kernels.triton_cases import Case, empty
-from lmn.kernels.triton_checks import Arrays, require, single
+from lmn.kernels.triton_checks import Arrays, check_cores, require, single, sizes_of
 from lmn.kernels.triton_products import PLAIN, SLOPED, WITH_SLOPES, products
 from lmn.kernels.triton_tuned import Choice, Tuned
 
@@ -25,8 +26,9 @@ def _arrays(given: dict[str, Any]) -> Arrays:
     if epilogue == WITH_SLOPES.value:
         arrays |= single(bias=(n_out,), scales=(n_out,), straights=(n_out,), slopes=(n_rows, n_out))
     elif epilogue == SLOPED.value:
-        require(n_rows % given["rows_a_point"] == 0, f"{n_rows} rows are no multiple of {given['rows_a_point']} a point.")
-        arrays |= single(slopes=(n_rows // given["rows_a_point"], n_out))
+        a_point = given["rows_a_point"]
+        require(a_point > 0 and n_rows % a_point == 0, f"{n_rows} rows are no multiple of {a_point} a point.")
+        arrays |= single(slopes=(n_rows // a_point, n_out))
     return arrays
 
 
@@ -37,13 +39,13 @@ def _is_even(given: dict[str, Any], backend: str) -> bool:
 
 _PLAIN = Tuned(products, _KEY, (
     Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 4, 2, roomy=True),
-    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 3, fits=_is_even),
-    Choice({"ROWS": 128, "INS": 32, "OUTS": 64}, 8, 2),
+    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 3, roomy=True, fits=_is_even),
+    Choice({"ROWS": 128, "INS": 32, "OUTS": 64}, 8, 2, roomy=True),
 ), _arrays)  # fmt: skip
 
 _WITH_SLOPES = Tuned(products, _KEY, (
     Choice({"ROWS": 32, "INS": 32, "OUTS": 64}, 8, 2, roomy=True),
-    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 2, fits=_is_even),
+    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=_is_even),
 ), _arrays)  # fmt: skip
 
 
@@ -80,10 +82,10 @@ def with_slopes(
 
 
 def _launch(tuned: Tuned, a: Tensor, weights: Tensor, out: Tensor, precision: str, **rest: Any) -> None:
-    n_in, n_out = weights.shape
+    n_in, n_out = sizes_of("weights", weights, 2)
+    require(n_in > 0 and a.shape[-1:] == (n_in,), f"rows of {n_in} values are multiplied; got a of shape {tuple(a.shape)}.")
+    check_cores(rest.get("CORE", 0))
     n_rows = a.numel() // n_in
-    if not n_rows:
-        return
     unused: dict[str, Any] = dict.fromkeys(("bias", "scales", "straights", "slopes"), weights)
     unused |= {"p0": 0.0, "p1": 0.0, "kink": 0.0, "rows_a_point": 1, "CORE": 0}
     tuned.launch(
@@ -104,9 +106,12 @@ def _launch(tuned: Tuned, a: Tensor, weights: Tensor, out: Tensor, precision: st
 
 def cases(thorough: bool) -> Iterator[Case]:
     """Layers of 256 units, of a number that is no multiple of 16, and of one: for each Triton compiles anew."""
+    for n_in, n_out in itertools.product((256, 250, 1), repeat=2):
+        if thorough or n_in == n_out or 1 in (n_in, n_out):
+            label, arrays = f"plain, {n_in} to {n_out}", (empty(4096, n_in), empty(n_in, n_out), empty(4096, n_out))
+            yield Case("products", label, partial(plain, *arrays))
     for n in (256, 250, 1):
         a, weights, of_units = empty(4096, n), empty(n, n), empty(n)
-        yield Case("products", f"plain, {n}", partial(plain, a, weights, empty(4096, n)))
         label = f"sloped, {n}, 10 rows a point"
         yield Case("products", label, partial(sloped, empty(4096, 10, n), weights, a, 10, empty(4096, 10, n)))
         for core in CORES if thorough else ("abs", "mish") if n == 256 else ("mish",):

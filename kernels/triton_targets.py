@@ -13,8 +13,10 @@ IS_TRITON_3_2 = VERSION == (3, 2)
 
 def backend_of(device: torch.device) -> str:
     """Triton's name of a device's vendor: "cuda" or "hip"; "cpu" of what its interpreter runs."""
-    if device.type != "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+    if os.environ.get("TRITON_INTERPRET") == "1":
         return "cpu"
+    if device.type != "cuda":
+        raise ValueError(f"Triton kernels run on a GPU, or with TRITON_INTERPRET=1 in its interpreter; got arrays on {device}.")
     return "cuda" if torch.version.hip is None else "hip"
 
 

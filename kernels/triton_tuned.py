@@ -14,11 +14,12 @@ import torch
 import triton
 from torch import Tensor
 
-from lmn.kernels.triton_checks import Arrays, check_arrays, check_grid
+from lmn.kernels.triton_checks import Arrays, check_arrays, check_grid, require
 from lmn.kernels.triton_targets import backend_of, precision_on, warps_on
 
 Grid = tuple[int, ...] | Callable[[dict[str, Any]], tuple[int, ...]]
 
+_PRECISIONS = ("", "ieee", "tf32x3", "tf32")
 _WAVES = 4  # programs a multiprocessor, from which on a launch says which configuration is the fastest
 
 
@@ -90,7 +91,7 @@ class Tuned:
         return tuple(choice for choice in self.choices if choice.fits(arguments, backend))
 
     def launch(self, grid: Grid, precision: str = "", **arguments: Any) -> None:
-        """Run the kernel on the device that its tensors are on.
+        """Run the kernel on the device that its tensors are on, unless the grid is empty.
 
         Parameters
         ----------
@@ -101,21 +102,25 @@ class Tuned:
         Raises
         ------
         ValueError
-            Arrays that are not what the kernel's other arguments say.
+            Arrays that are not what the kernel's other arguments say, or a device that can't run it.
         """
         device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+        require(precision in _PRECISIONS, f"the precision of products is one of {_PRECISIONS}; got {precision!r}.")
         check_arrays(arguments, self.arrays(arguments), device)
-        backend = backend_of(device)
-        if "PRECISION" in self.kernel.arg_names:
-            arguments["PRECISION"] = precision or precision_on(backend)
+        takes_precision = "PRECISION" in self.kernel.arg_names
         launches = _recorded.get()
         if launches is not None:
-            launches.append(Launch(self, arguments))
+            launches.append(Launch(self, arguments | ({"PRECISION": precision} if takes_precision else {})))
             return
+        backend = backend_of(device)
+        if takes_precision:
+            arguments["PRECISION"] = precision or precision_on(backend)
         choices = self.fitting(arguments, backend)
         first = choices[0]
         size = grid(first.tile) if callable(grid) else grid
         check_grid(size)
+        if not math.prod(size):
+            return
         if backend == "cpu":
             self.kernel[grid](**arguments, **first.tile)
             return

@@ -140,9 +140,50 @@ def test_operators_refuse_arrays_that_are_not_what_the_others_say(name: str, how
     arrays = {key: value for key, value in given.items() if isinstance(value, Tensor) and min(value.shape) > 1}
     for key in arrays.keys() - set(FREE[how].get(name, "").split(", ")):
         with pytest.raises(
-            ValueError, match=r"has to be a contiguous|no such pairs|pairs; got|cores of|up to word|no multiple"
+            ValueError,
+            match=r"has to be a contiguous|no such pairs|pairs; got|cores of|padded to|are multiplied|up to word|no multiple",
         ):
             func(**_copied(given) | {key: SPOILT[how](given[key])})
+
+
+BAD = {
+    "connectivity": {"m": (2, 0, -3), "n_out": (0, -1, 33), "sxx": (0.0,), "first_row": (-1, 4), "first_column": (-1,)},
+    "connectivity_deviations": {"n_rows": (-2, 99), "first_pair": (-1, 1), "core": (-1, 99)},
+    "connectivity_sums": {"n_rows": (-2, 99), "first_pair": (-1, 1), "sxx": (0.0,)},
+    "jacobians": {"cores": ([], [99, 0], [1, 1, 1])},
+    "local_complexity": {"cores": ([], [99, 0], [1, 1, 1])},
+    "local_complexity_layer": {"core": (-1, 99)},
+    "pack_patterns": {"first_word": (-1, 9)},
+    "patterns": {"cores": ([], [99, 0], [1, 1, 1])},
+    "patterns_layer": {"first_word": (-1, 9), "core": (-1, 99)},
+    "products_sloped": {"rows_a_point": (0, 7)},
+    "products_with_slopes": {"core": (-1, 99)},
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_refuse_numbers_that_say_nothing(name: str, calls: dict[str, Call]) -> None:
+    func, args, kwargs = calls[name]
+    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    bad = BAD.get(name, {}) | ({"precision": ("tf64",)} if "precision" in str(func._schema) else {})
+    for key, values in bad.items():
+        for value in values:
+            with pytest.raises(ValueError, match=r"; got|no such pairs|up to word|no multiple|cores of"):
+                func(**_copied(given) | {key: value})
+
+
+def test_rows_of_another_length_are_refused() -> None:
+    for a in (torch.ones(2, 2), torch.ones(()), torch.ones(0, 4)):
+        with pytest.raises(ValueError, match="rows of 5 values are multiplied; got a of shape"):
+            triton_product_ops.plain(a, torch.ones(5, 3), torch.ones(8, 3))
+    with pytest.raises(ValueError, match="out has to be"):
+        triton_product_ops.plain(torch.ones(0, 5), torch.ones(5, 3), torch.ones(8, 3))
+
+
+def test_kernels_without_a_gpu_or_the_interpreter_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(ValueError, match="run on a GPU, or with TRITON_INTERPRET=1 in its interpreter; got arrays on cpu"):
+        triton_product_ops.plain(torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 2))
 
 
 def test_arrays_of_another_device_are_refused() -> None:

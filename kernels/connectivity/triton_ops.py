@@ -18,8 +18,8 @@ from lmn.kernels.connectivity.triton_fused import fused
 from lmn.kernels.connectivity.triton_halves import fused_in_halves
 from lmn.kernels.connectivity.triton_wide import activations, sums
 from lmn.kernels.triton_cases import Case, empty
-from lmn.kernels.triton_checks import Arrays, require, single
-from lmn.kernels.triton_host import LEAST, MOST_DEPTH, numbered
+from lmn.kernels.triton_checks import Arrays, check_cores, require, single, sizes_of
+from lmn.kernels.triton_host import LEAST, MOST_DEPTH, check_layers, numbered
 from lmn.kernels.triton_targets import IS_TRITON_3_2, VERSION
 from lmn.kernels.triton_tuned import Choice, Tuned
 
@@ -60,8 +60,13 @@ def _sums_arrays(given: dict[str, Any]) -> Arrays:
     return single(u=u, y_high=y, y_low=y, noise=(n_out,), out=(n_points, n_points))
 
 
+def _check_segments(m: int, sxx: float) -> None:
+    require(m > 2 and sxx > 0, f"a segment has three points or more, which differ; got m = {m}, sxx = {sxx}.")
+
+
 def _check_pairs(given: dict[str, Any]) -> None:
     n, first, last = given["n_points"], given["first_pair"], given["first_pair"] + given["n_pairs"]
+    require(0 <= given["n_rows"] <= n, f"pairs of the first {given['n_rows']} of {n} samples: there are no such pairs.")
     n_pairs = len(Pairs(n, given["n_rows"] or None))
     require(first >= 0 and last <= n_pairs, f"{n} samples have {n_pairs} pairs; got those from {first} to {last}.")
 
@@ -101,13 +106,13 @@ def narrow_pairs(
     precision: str = "",
 ) -> None:
     """r² of rows of pairs to out, (n_points, n_points): see ``fused``, of which these are the arrays."""
-    n_points, (depth, width), outputs = len(out), scales.shape, y_high.shape[1]
+    (n_points, _), (_, outputs) = sizes_of("out", out, 2), sizes_of("y_high", y_high, 2)
+    depth, width = check_layers(scales, cores)
     rows = f"rows {first_row} to {first_row + n_rows} and columns from {first_column} of {n_points} samples"
     require(0 <= first_row <= first_row + n_rows <= n_points and first_column >= 0, f"{rows}: there are no such pairs.")
-    require(len(cores) == depth and n_out <= outputs, f"{len(cores)} cores of {depth} layers, {n_out} of {outputs} outputs.")
+    require(0 < n_out <= outputs, f"y has room for {outputs} outputs; got n_out = {n_out}.")
+    _check_segments(m, sxx)
     tiles = triton.cdiv(n_points - first_column // PAIRS * PAIRS, PAIRS)
-    if not n_rows or not tiles:
-        return
     tuned = _IN_HALVES if Fused(depth, width, outputs).in_halves else _TUNED
     tuned.launch(
         (n_rows, tiles),
@@ -157,9 +162,8 @@ def deviations(
 
     Of the pairs from first_pair on, of the first n_rows samples with the others, or, where that is 0, of all.
     """
-    steps, n_pairs, n_units = u.shape
-    if not n_pairs:
-        return
+    steps, n_pairs, n_units = sizes_of("u", u, 3)
+    check_cores(core)
     _DEVIATIONS.launch(
         lambda tile: (triton.cdiv(n_pairs, tile["PAIRS"]), triton.cdiv(n_units, tile["UNITS"])),
         z_high=z_high,
@@ -195,9 +199,9 @@ def r_squared(
     out: Tensor,
 ) -> None:
     """r² of pairs as ``deviations`` numbers them to out, (n_points, n_points), from their outputs' u (m - 2, pairs, n_out)."""
-    steps, n_pairs, n_out = u.shape
-    if not n_pairs:
-        return
+    steps, n_pairs, n_out = sizes_of("u", u, 3)
+    _check_segments(steps + 2, sxx)
+    require(n_out > 0, "there are no outputs.")
     _SUMS.launch(
         lambda tile: (triton.cdiv(n_pairs, tile["PAIRS"]),),
         u=u,
@@ -229,7 +233,8 @@ class Fused:
     @property
     def in_halves(self) -> bool:
         """Whether the columns of a product don't fit the registers at once; older Tritons use more of them."""
-        fits = self.depth <= _WHOLE_DEPTH and (self.outputs <= _NARROW or (self.depth == 1 and not IS_TRITON_3_2))
+        most = _NARROW // 2 if self.depth == 2 else _NARROW if IS_TRITON_3_2 else _WIDE
+        fits = self.depth <= _WHOLE_DEPTH and self.outputs <= most
         return self.width > _NARROW and not fits
 
 
@@ -249,6 +254,7 @@ def cases(thorough: bool) -> Iterator[Case]:
         ((100,), 31),
         ((100,), 113),
         ((100, 100), 31),
+        ((100, 100), 64),
         ((100, 100), 113),
         ((100,) * 3, 113),
         ((100,) * 4, 64),

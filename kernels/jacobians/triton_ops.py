@@ -14,8 +14,8 @@ from torch import Tensor
 from lmn.kernels.activations import CORES, STRAIGHT_CORES
 from lmn.kernels.jacobians.triton_fused import GRAM, STORED, fused
 from lmn.kernels.triton_cases import Case, empty, forward
-from lmn.kernels.triton_checks import Arrays, require, single
-from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, check_layers, first_arrays, forward_arrays, numbered
+from lmn.kernels.triton_checks import Arrays, require, single, sizes_of
+from lmn.kernels.triton_host import LEAST, MOST_DEPTH, MOST_WIDTH, POINTS, check_layers, first_arrays, forward_arrays, numbered
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, COLUMNS = 16, 32
@@ -67,13 +67,13 @@ def narrow_maps(
     precision: str = "",
 ) -> None:
     """Jacobians at x, (n, n_in), or the inner products of their rows, to out: see ``fused``, of which these are the arrays."""
-    n_rows = len(start)
-    n_columns = out.shape[2 if reverse else 1] if end is None else end.shape[1]
-    if not len(x):
-        return
+    (n_points, n_in), (n_rows, _) = sizes_of("x", x, 2), sizes_of("start", start, 2)
+    out_shape = sizes_of("out", out, 3)
+    of_layer = scales.shape[-1] if grams else out_shape[2 if reverse else 1]  # of inner products it does not matter
+    n_columns = of_layer if end is None else sizes_of("end", end, 2)[1]
     depth, width = check_layers(scales, cores)
     _TUNED.launch(
-        (triton.cdiv(len(x), POINTS),),
+        (triton.cdiv(n_points, POINTS),),
         x=x,
         first=first,
         first_bias=first_bias,
@@ -86,8 +86,8 @@ def narrow_maps(
         matrices=matrices,
         end=start if end is None else end,
         out=out,
-        n_points=len(x),
-        n_in=x.shape[1],
+        n_points=n_points,
+        n_in=n_in,
         n_rows=n_rows,
         n_columns=n_columns,
         nothing=0,
@@ -109,23 +109,29 @@ def narrow_maps(
 
 def cases(thorough: bool) -> Iterator[Case]:
     """Forward and reverse, with a last map and without, from the deepest chains, and from the deepest in fewer warps; of few
-    inputs too."""
-    for depth in range(1, MOST_DEPTH + 1) if thorough else (2, MOST_DEPTH):
-        for core, n_in in itertools.product(CORES if thorough else ("abs", "mish"), (64, 2)):
+    inputs and of few units too."""
+    for depth, core in itertools.product(range(1, MOST_DEPTH + 1), CORES):
+        for width, n_in in ((MOST_WIDTH, 64), (MOST_WIDTH, 2), (LEAST, 64)):
             for grams, ends, reverse in itertools.product((False, True), repeat=3):
-                label = f"{depth} x {MOST_WIDTH} {core} of {n_in}, {'inner products' if grams else 'stored'}"
-                label += f", {'reverse' if reverse else 'forward'}{'' if ends else ', narrowed'}"
-                of_few = n_in == 64 or (core == "mish" and ends)
-                if of_few and (thorough or (reverse and (depth == MOST_DEPTH or (core == "mish" and ends)))):
-                    yield Case("jacobians", label, partial(_case, depth, CORES.index(core), n_in, grams, ends, reverse))
+                deepest = core in ("abs", "mish") and depth == MOST_DEPTH and reverse
+                of_fewer_warps = core == "mish" and depth == 2 and reverse and ends
+                of_the_largest = (width, n_in) == (MOST_WIDTH, 64)
+                forward_too = core == "mish" and depth == MOST_DEPTH and ends and of_the_largest
+                in_default = of_fewer_warps or forward_too or (deepest and (of_the_largest or (core == "mish" and ends)))
+                if in_default or (thorough and (of_the_largest or (core == "mish" and ends))):
+                    label = f"{depth} x {width} {core} of {n_in}, {'inner products' if grams else 'stored'}"
+                    label += f", {'reverse' if reverse else 'forward'}{'' if ends else ', narrowed'}"
+                    yield Case("jacobians", label, partial(_case, depth, width, CORES.index(core), n_in, grams, ends, reverse))
 
 
-def _case(depth: int, core: int, n_in: int, grams: bool, ends: bool, reverse: bool) -> None:
-    n, n_out, width = 4096, 10 if n_in == 64 else 1, MOST_WIDTH
+def _case(depth: int, width: int, core: int, n_in: int, grams: bool, ends: bool, reverse: bool) -> None:
+    n, n_out = 4096, 10 if n_in == 64 else 1
     n_rows, n_columns, arrays = *((n_out, n_in) if reverse else (n_in, n_out)), forward(depth, width)
+    if not ends:
+        n_columns = min(n_columns, width)
     if grams:
         n_rows = min(n_rows, POINTS)
-    out = (n_rows, n_rows) if grams else (n_out, n_in)
+    out = (n_rows, n_rows) if grams else (n_rows, n_columns) if reverse else (n_columns, n_rows)
     narrow_maps(
         empty(n, n_in), empty(n_in, width), empty(width), **arrays, start=empty(n_rows, width), matrices=arrays["weights"],
         end=empty(width, n_columns) if ends else None, cores=[core] * depth, reverse=reverse, grams=grams, out=empty(n, *out),

@@ -15,8 +15,8 @@ from lmn.kernels.activations import CORES
 from lmn.kernels.local_complexity.triton_fused import fused
 from lmn.kernels.local_complexity.triton_wide import layer as wide_layer
 from lmn.kernels.triton_cases import Case, empty, forward
-from lmn.kernels.triton_checks import Arrays, of_type, single
-from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, check_layers, first_arrays, forward_arrays, numbered
+from lmn.kernels.triton_checks import Arrays, check_cores, of_type, single, sizes_of
+from lmn.kernels.triton_host import LEAST, MOST_DEPTH, MOST_WIDTH, check_layers, first_arrays, forward_arrays, numbered
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, UNITS = 16, 64
@@ -43,9 +43,14 @@ def _layer_arrays(given: dict[str, Any]) -> Arrays:
     return arrays | of_type(torch.int32, counts=(n, triton.cdiv(n_units, UNITS)))
 
 
+def _shares_columns(given: dict[str, Any], backend: str) -> bool:
+    """Eight warps share out 64 columns; with fewer some share rows, and take more registers for the products of 32."""
+    return backend == "cuda" and bool(given["WIDTH"] == MOST_WIDTH)
+
+
 _NARROW = Tuned(fused, ("DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "n_in", "n_directions"), (
     Choice({"VERTICES": 16}, 8, roomy=True),
-    Choice({"VERTICES": 32}, 8, roomy=True, fits=lambda _arguments, backend: backend == "cuda"),
+    Choice({"VERTICES": 32}, 8, roomy=True, fits=_shares_columns),
 ), _narrow_arrays)  # fmt: skip
 
 
@@ -77,11 +82,11 @@ def narrow_counts(
     precision: str = "",
 ) -> None:
     """Counts at x, (n, n_in), to counts, (n, n_layers), int32: see ``fused``, of which these are the arrays."""
-    if not len(x):
-        return
+    (n_points, n_in), (n_directions, _) = sizes_of("x", x, 2), sizes_of("steps", steps, 2)
+    (_, most), (_, n_layers) = sizes_of("breakpoints", breakpoints, 2), sizes_of("counts", counts, 2)
     depth, width = check_layers(scales, cores)
     _NARROW.launch(
-        (len(x),),
+        (n_points,),
         x=x,
         first=first,
         first_bias=first_bias,
@@ -94,11 +99,11 @@ def narrow_counts(
         breakpoints=breakpoints,
         layout=layout,
         counts=counts,
-        n_in=x.shape[1],
-        n_directions=len(steps),
-        n_layers=counts.shape[1],
+        n_in=n_in,
+        n_directions=n_directions,
+        n_layers=n_layers,
         nothing=0,
-        MOST_BREAKPOINTS=breakpoints.shape[1],
+        MOST_BREAKPOINTS=most,
         DEPTH=depth,
         WIDTH=width,
         INS=INS,
@@ -128,9 +133,8 @@ def layer_counts(
 
     The layer takes u, or, where there is none, at_samples plus and minus steps: see ``layer``, of which these are the arrays.
     """
-    n, blocks = counts.shape
-    if not n:
-        return
+    n, blocks = sizes_of("counts", counts, 2)
+    check_cores(core)
     _LAYER.launch(
         (n, blocks),
         u=at_samples if u is None else u,
@@ -165,15 +169,18 @@ def cases(thorough: bool) -> Iterator[Case]:
     """The deepest narrow chains, and layers of wide ones: the first, those between, the last."""
     for depth in range(1, MOST_DEPTH + 1) if thorough else (MOST_DEPTH,):
         for core in CORES[1:] if thorough else ("abs", "mish"):
-            yield Case("local complexity", f"{depth} x {MOST_WIDTH} {core}", partial(_narrow_case, depth, CORES.index(core)))
+            for width in (MOST_WIDTH, LEAST):
+                yield Case(
+                    "local complexity", f"{depth} x {width} {core}", partial(_narrow_case, depth, width, CORES.index(core))
+                )  # fmt: skip
     for core, n in itertools.product(CORES[1:] if thorough else ("mish",), (256, 250, 1)):
         for first, last in itertools.product((True, False), repeat=2):
             label = f"{'first' if first else 'later'} layer of {n}{', the last' if last else ''}, {core}"
             yield Case("local complexity", label, partial(_layer_case, CORES.index(core), n, first, last))
 
 
-def _narrow_case(depth: int, core: int) -> None:
-    n, n_in, width = 4096, 64, MOST_WIDTH
+def _narrow_case(depth: int, width: int, core: int) -> None:
+    n, n_in = 4096, 64
     narrow_counts(
         empty(n, n_in), empty(n_in, width), empty(width), **forward(depth, width), steps=empty(25, width),
         breakpoints=empty(depth, 1), layout=empty(depth, 3, dtype=torch.int32), cores=[core] * depth,

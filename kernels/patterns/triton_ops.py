@@ -16,8 +16,8 @@ from lmn.kernels.patterns.triton_bits import hashed, pack
 from lmn.kernels.patterns.triton_fused import fused
 from lmn.kernels.patterns.triton_wide import layer
 from lmn.kernels.triton_cases import Case, empty, forward
-from lmn.kernels.triton_checks import Arrays, of_type, require, single
-from lmn.kernels.triton_host import MOST_DEPTH, MOST_WIDTH, POINTS, check_layers, first_arrays, forward_arrays, numbered
+from lmn.kernels.triton_checks import Arrays, check_cores, of_type, require, single, sizes_of
+from lmn.kernels.triton_host import LEAST, MOST_DEPTH, MOST_WIDTH, POINTS, check_layers, first_arrays, forward_arrays, numbered
 from lmn.kernels.triton_targets import IS_TRITON_3_2
 from lmn.kernels.triton_tuned import Choice, Tuned
 
@@ -42,8 +42,7 @@ def _narrow_arrays(given: dict[str, Any]) -> Arrays:
 
 def _layer_arrays(given: dict[str, Any]) -> Arrays:
     n_points, n_in, n_units, n_breakpoints = (given[name] for name in ("n_points", "n_in", "n_units", "n_breakpoints"))
-    n_words, last_word = given["n_words"], given["first_word"] + triton.cdiv(n_units * n_breakpoints, 64)
-    require(last_word <= n_words, f"{n_units} units go up to word {last_word} of {n_words}.")
+    _check_words(given)
     arrays = single(
         u=(n_points, n_in), weights=(n_in, n_units), bias=(n_units,), scales=(n_units,), straights=(n_units,),
         breakpoints=(n_breakpoints,),
@@ -52,15 +51,20 @@ def _layer_arrays(given: dict[str, Any]) -> Arrays:
         arrays |= single(out=(n_points, n_units))
     if given["EDGES"]:
         arrays |= of_type(torch.int32, edges=(n_points, triton.cdiv(n_units, UNITS)))
-    return arrays | of_type(torch.int64, words=(n_points, n_words))
+    return arrays | of_type(torch.int64, words=(n_points, given["n_words"]))
 
 
 def _pack_arrays(given: dict[str, Any]) -> Arrays:
-    n_points, n_units, n_breakpoints, n_words = (given[k] for k in ("n_points", "n_units", "n_breakpoints", "n_words"))
-    last_word = given["first_word"] + triton.cdiv(n_units * n_breakpoints, 64)
-    require(last_word <= n_words, f"{n_units} units go up to word {last_word} of {n_words}.")
-    z = of_type(given["z"].dtype, z=(n_points, n_units), breakpoints=(n_breakpoints,))
-    return z | of_type(torch.int64, words=(n_points, n_words))
+    _check_words(given)
+    n_points, n_breakpoints = given["n_points"], given["n_breakpoints"]
+    z = of_type(given["z"].dtype, z=(n_points, given["n_units"]), breakpoints=(n_breakpoints,))
+    return z | of_type(torch.int64, words=(n_points, given["n_words"]))
+
+
+def _check_words(given: dict[str, Any]) -> None:
+    first, n_units, n_words = given["first_word"], given["n_units"], given["n_words"]
+    last = first + triton.cdiv(n_units * given["n_breakpoints"], 64)
+    require(first >= 0 and last <= n_words, f"{n_units} units go from word {first} up to word {last} of {n_words}.")
 
 
 def _hash_arrays(given: dict[str, Any]) -> Arrays:
@@ -98,9 +102,7 @@ def narrow_patterns(
     precision: str = "",
 ) -> None:
     """The patterns of points, of x or of a grid, and their hashes, int64: see ``fused``, of which these are the arrays."""
-    n, n_words = words.shape
-    if not n:
-        return
+    n, n_words = sizes_of("words", words, 2)
     depth, width = check_layers(scales, cores)
     _NARROW.launch(
         (triton.cdiv(n, POINTS),),
@@ -155,9 +157,8 @@ def layer_patterns(
     precision: str = "",
 ) -> None:
     """The words of a wide layer at u, (n, n_in); activations to out, edges to edges, unless they are empty: see ``layer``."""
-    n, n_units = len(u), len(bias)
-    if not n:
-        return
+    (n, _), (n_units,) = sizes_of("u", u, 2), sizes_of("bias", bias, 1)
+    check_cores(core)
     _LAYER.launch(
         lambda tile: (triton.cdiv(n, tile["ROWS"]), triton.cdiv(n_units, UNITS)),
         u=u,
@@ -189,30 +190,27 @@ def layer_patterns(
 @torch.library.custom_op("lmn::pack_patterns", mutates_args={"words"})
 def pack_bits(z: Tensor, breakpoints: Tensor, first_word: int, words: Tensor) -> None:
     """The bits of z, (n, n_units), above breakpoints of its type, to words, (n, n_words), int64, from first_word on."""
-    n, n_units = z.shape
+    n, n_units = sizes_of("z", z, 2)
     grid = (triton.cdiv(n_units * len(breakpoints), 64) * triton.cdiv(n, _PACKED),)
-    if n and n_units:
-        _PACK.launch(
-            grid,
-            z=z,
-            breakpoints=breakpoints,
-            words=words,
-            n_points=n,
-            n_units=n_units,
-            n_breakpoints=len(breakpoints),
-            n_words=words.shape[1],
-            first_word=first_word,
-            POINTS=_PACKED,
-        )
+    _PACK.launch(
+        grid,
+        z=z,
+        breakpoints=breakpoints,
+        words=words,
+        n_points=n,
+        n_units=n_units,
+        n_breakpoints=len(breakpoints),
+        n_words=sizes_of("words", words, 2)[1],
+        first_word=first_word,
+        POINTS=_PACKED,
+    )
 
 
 @torch.library.custom_op("lmn::hash_patterns", mutates_args={"hashes"})
 def hash_words(words: Tensor, hashes: Tensor) -> None:
     """The hashes, (n, 2), of words, (n, n_words); both int64."""
-    n, n_words = words.shape
-    if n:
-        grid = (triton.cdiv(n, _PACKED),)
-        _HASH.launch(grid, words=words, hashes=hashes, n_points=n, n_words=n_words, POINTS=_PACKED)
+    n, n_words = sizes_of("words", words, 2)
+    _HASH.launch((triton.cdiv(n, _PACKED),), words=words, hashes=hashes, n_points=n, n_words=n_words, POINTS=_PACKED)
 
 
 # ---- for the report ----------------------------------------------------------------------------------------------------
@@ -224,12 +222,12 @@ def cases(thorough: bool) -> Iterator[Case]:
         for core in ("abs", "clamp"):  # those of piecewise-linear activations
             where = ("grid", "some of a grid", "samples") if TAKES_GRIDS else ("samples",)
             for points in where:  # of a grid, those on edges are not told apart by its arithmetic
-                for edges, n_in in itertools.product((False, True), (64, 2, 1)):
+                for edges, width, n_in in itertools.product((False, True), (MOST_WIDTH, LEAST), (64, 2, 1)):
                     of_grid = points != "samples" and not edges and n_in == 64
-                    if of_grid or (points == "samples" and (thorough or edges)):
+                    if of_grid or (points == "samples" and (thorough or (edges and MOST_WIDTH in (width, n_in)))):
                         of = f"{points} of {n_in}" if points == "samples" else points
-                        label = f"{depth} x {MOST_WIDTH} {core}, {of}{', edges' if edges else ''}"
-                        yield Case("patterns", label, partial(_narrow_case, depth, core, n_in, points, edges))
+                        label = f"{depth} x {width} {core}, {of}{', edges' if edges else ''}"
+                        yield Case("patterns", label, partial(_narrow_case, depth, width, core, n_in, points, edges))
     for core, n_units, edges, last in itertools.product(("abs", "clamp"), (256, 250, 1), (False, True), (False, True)):
         label = f"layer of {n_units}, {core}{', last' if last else ''}{', edges' if edges else ''}"
         if thorough or edges:
@@ -240,8 +238,8 @@ def cases(thorough: bool) -> Iterator[Case]:
     )  # fmt: skip
 
 
-def _narrow_case(depth: int, core: str, n_in: int, points: str, edges: bool) -> None:
-    n, width, most = 4096, MOST_WIDTH, 2 if core == "clamp" else 1
+def _narrow_case(depth: int, width: int, core: str, n_in: int, points: str, edges: bool) -> None:
+    n, most = 4096, 2 if core == "clamp" else 1
     grid = points != "samples"
     narrow_patterns(
         None if grid else empty(n, n_in), None if grid else empty(n_in, width), empty(width),
