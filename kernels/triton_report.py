@@ -23,14 +23,16 @@ from lmn.kernels.triton_tuned import Choice, Launch
 from lmn.kernels.triton_work import RATES, works
 
 TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),  # A100
-    "sm_90": GPUTarget("cuda", 90, 32),  # H100
-    "sm_100": GPUTarget("cuda", 100, 32),  # B200
-    "gfx942": GPUTarget("hip", "gfx942", 64),  # MI300X
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+NAMES = {"sm_80": "A100", "sm_90": "H100", "sm_100": "B200", "gfx942": "MI300X"}
 # What a thread block may have at most, in bytes (CUDA C++ Programming Guide, "Compute Capabilities"; AMD CDNA3 ISA).
 SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 
+_LABEL = 84  # characters of the longest
 REGISTERS = {"sm_80": 65_536, "sm_90": 65_536, "sm_100": 65_536, "gfx942": 131_072}  # and in registers of 32 bits
 
 _MATRIX_UNIT = {
@@ -52,7 +54,7 @@ class Compiled:
     registers : int
         A thread.
     spills : int
-        Bytes of a thread's stack on NVIDIA, registers on AMD.
+        Bytes of a thread's stack on NVIDIA; registers of 4 bytes on AMD.
     shared : int
         Bytes a block.
     matrix : dict of str to int
@@ -141,7 +143,8 @@ def _of_amd(assembly: str) -> tuple[int, int]:
         found = re.search(rf"\.{name}:\s+(\d+)", assembly)
         return int(found[1]) if found else 0
 
-    return number("vgpr_count"), number("vgpr_spill_count")  # scalar registers are kept in vector registers, not in memory
+    # Scalar registers are kept in vector registers; what is in memory is a thread's private segment, in bytes.
+    return number("vgpr_count"), number("vgpr_spill_count") + number("private_segment_fixed_size") // 4
 
 
 Task = tuple[int, int, str]  # which case, which of its kernel's configurations, which target
@@ -183,22 +186,28 @@ def _done(thorough: bool, task: Task) -> Compiled:
 def table(progress: Callable[[str], object], *, thorough: bool = False) -> bool:
     """Compile everything for every target and tell a line each; whether all of it fits."""
     fits = True
+    progress(f"Compiled for {', '.join(f'{target} ({NAMES[target]})' for target in TARGETS)}; some minutes.")
     for target, gpu in TARGETS.items():
         if why := _not_here(gpu):
             progress(f"Nothing is compiled for {target}: {why}")
-    progress(f"{'kernel':<68} {'target':<7} {'registers':>9} {'spills':>6} {'shared':>7}  matrix unit")
+    progress(f"{'kernel':<{_LABEL}} {'target':<7} {'registers':>9} {'spills':>6} {'shared':>7}  matrix unit")
     tasks = sorted(_tasks(thorough))
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for (number, choice, target), found in zip(tasks, pool.map(partial(_done, thorough), tasks, chunksize=4), strict=True):
             case = _all(thorough)[number]
             fits &= found.fits
             matrix = ", ".join(f"{n} {name}" for name, n in found.matrix.items()) or "-"
-            label = f"{case.operation}: {case.label}, {case.launch.tuned.choices[choice]}"
+            label = f"{case.operation}: {case.label}, {case.launch.tuned.choices[choice]}".ljust(_LABEL)
             note = "" if found.fits else "  DOES NOT FIT"
-            progress(f"{label:<68} {target:<7} {found.registers:>9} {found.spills:>6} {found.shared:>7}  {matrix}{note}")
+            progress(f"{label} {target:<7} {found.registers:>9} {found.spills:>6} {found.shared:>7}  {matrix}{note}")
+    progress(f"\n{len(tasks)} configurations: {'all fit, without a spill' if fits else 'some do not fit, see above'}.")
     progress("\nModelled times: operations and bytes over the data sheets' rates, one after the other; nobody measured them.")
+    for gpu in RATES:
+        progress(str(gpu))
     for work in works():
+        progress(f"\n{work}")
         for gpu in RATES:
-            seconds, bound = work.seconds(gpu)
-            progress(f"{work.case:<68} {gpu.name:<14} {seconds * 1e3:8.3f} ms, most of it {bound}")
+            of_parts = work.seconds(gpu)
+            parts = ", ".join(f"{name} {seconds * 1e3:.3f}" for name, seconds in of_parts.items())
+            progress(f"  {gpu.name:<14} {sum(of_parts.values()) * 1e3:8.3f} ms: {parts}")
     return fits

@@ -10,10 +10,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import triton
 
 from lmn.kernels.triton_host import LEAST, MOST_DEPTH, MOST_WIDTH
+
+if TYPE_CHECKING:
+    from lmn.kernels.connectivity.triton_ops import Fused
 
 # Instructions of one lane in what Triton 3.7 makes for sm_90. In the narrow kernels, whose 16 rows all warps share: of a value
 # through its activation to the matrix unit; of a weight that is taken apart for it; of a value that only goes there; of a sign
@@ -52,6 +56,13 @@ class Rates:
     memory: float
     cache: float
 
+    def __str__(self) -> str:
+        return (
+            f"  {self.name}: {self.matrix / 1e12:.0f} TFLOP/s in the matrix unit, {self.of_tiles / 1e12:.0f} in tiles of few "
+            f"rows, {self.products} of them one of float32; {self.instructions / 1e12:.1f} T instructions/s; "
+            f"{self.memory / 1e12:.2f} TB/s of memory, {self.cache / 1e12:.0f} of caches"
+        )
+
 
 # By the vendors' data sheets, dense: multiprocessors x lanes, or x bytes a clock, x the boost clock.
 RATES = (
@@ -88,15 +99,21 @@ class Work:
         names = [each.name for each in fields(self)[1:]]
         return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
 
-    def seconds(self, gpu: Rates) -> tuple[float, str]:
-        """One after the other, and which of them takes longest."""
-        parts = {
+    def __str__(self) -> str:
+        return (
+            f"{self.case}: {(self.matrix + self.of_tiles) / 1e9:.1f} GFLOP of float32 products, "
+            f"{self.instructions / 1e9:.1f} G instructions of lanes, "
+            f"{self.memory / 1e9:.2f} GB of memory, {self.cache / 1e9:.1f} GB of caches"
+        )
+
+    def seconds(self, gpu: Rates) -> dict[str, float]:
+        """Of each part; one after the other they take their sum."""
+        return {
             "matrix unit": gpu.products * (self.matrix / gpu.matrix + self.of_tiles / gpu.of_tiles),
             "instructions": self.instructions / gpu.instructions,
             "memory": self.memory / gpu.memory,
             "caches": self.cache / gpu.cache,
         }
-        return sum(parts.values()), max(parts, key=lambda name: parts[name])
 
 
 def _padded(n: int, tile: int) -> int:
@@ -125,26 +142,33 @@ def _product(n_rows: int, n_in: int, n_out: int, *, tile: int = 64, writes: bool
 
 
 def connectivity(n: int, units: tuple[int, ...], n_out: int, m: int = 21) -> Work:
-    """All pairs of n samples through a tail of layers of so many units.
-
-    Wide layers' deviations go to memory and come from there: by each product, and by each activation but the first, which reads
-    none; the outputs' are read once more.
-    """
-    from lmn.kernels.connectivity.triton_ops import PAIRS, fused_for
+    """All pairs of n samples through a tail of layers of so many units."""
+    from lmn.kernels.connectivity.triton_ops import fused_for
 
     sizes = fused_for(list(units), n_out)
-    case = f"connectivity, {'-'.join(map(str, (*units, n_out)))}, N = {n:,}"
-    if sizes is None:
-        points = int(n * (n - 1) / 2 * (m - 2))
-        run = sum((_product(points, a, b) for a, b in itertools.pairwise((*units, n_out))), Work(case))
-        activated = units[0] + 2 * sum(units[1:]) + n_out
-        of_activations = points * (sum(units) * _CORE + _SUM * n_out)
-        return run + Work("", instructions=of_activations, memory=4.0 * n * n + 4.0 * points * activated)
+    work = connectivity_by_layer(n, units, n_out, m) if sizes is None else connectivity_in_one_kernel(n, sizes, m)
+    return replace(work, case=f"connectivity, {'-'.join(map(str, (*units, n_out)))}, N = {n:,}")
+
+
+def connectivity_by_layer(n: int, units: tuple[int, ...], n_out: int, m: int = 21) -> Work:
+    """Deviations go to memory and come from there: by each product, and by each activation but the first, which reads none; the
+    outputs' are read once more."""
+    points = int(n * (n - 1) / 2 * (m - 2))
+    run = sum((_product(points, a, b) for a, b in itertools.pairwise((*units, n_out))), Work(""))
+    activated = units[0] + 2 * sum(units[1:]) + n_out
+    of_activations = points * (sum(units) * _CORE + _SUM * n_out)
+    return run + Work("", instructions=of_activations, memory=4.0 * n * n + 4.0 * points * activated)
+
+
+def connectivity_in_one_kernel(n: int, sizes: Fused, m: int = 21) -> Work:
+    """Each tile of pairs takes all weights at each step."""
+    from lmn.kernels.connectivity.triton_ops import PAIRS
+
     points = n * (n + PAIRS) // 2 * (m - 2)  # of all segments, whole tiles
     weights = sizes.width**2 * (sizes.depth - 1) + sizes.width * sizes.outputs
     instructions = points * (sizes.depth * sizes.width * _CORE + weights / PAIRS * _WEIGHT + _SUM * sizes.outputs)
     return Work(
-        case,
+        "",
         of_tiles=2 * points * weights,
         instructions=instructions * (_IN_HALVES if sizes.in_halves else 1),
         memory=4.0 * n * n + 8.0 * n * (sizes.depth * sizes.width + sizes.outputs),

@@ -1,6 +1,7 @@
 """The Triton cores, and connectivity, in Triton's interpreter against the float64 reference."""
 
 import itertools
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -185,6 +186,24 @@ def test_a_rectangle_of_pairs(widths: tuple[int, ...]) -> None:
 
 def test_a_wide_chain_that_ends_in_its_activation() -> None:
     assert error_of(problem_of((5, 150), "relu", 12, ends_in_activation=True)) < 1e-5
+
+
+def test_nothing_is_left_open_where_there_is_nothing_better() -> None:
+    """A tail that float64 can't run: what float32 has is what there is."""
+    problem = problem_of((5, 9, 3), "gelu", 9)
+    assert problem.chain is not None
+    still = tuple(
+        replace(layer, z=layer.z[:, :1] + 1e-6 * layer.z) for layer in problem.chain.layers
+    )  # samples that hardly differ
+    y = problem.chain.y[:, :1] + 1e-6 * problem.chain.y
+    problem = replace(problem, chain=replace(problem.chain, layers=still, y=y))
+    out = torch.full((9, 9), torch.nan)
+    with patch.object(triton_gpu.ByTheTail, "redo") as redo:
+        assert triton_gpu.connectivity(problem, out, lambda _: None) > 0
+        redo.assert_called_once()
+        assert triton_gpu.connectivity(replace(problem, double=False), out, lambda _: None) == 0
+        redo.assert_called_once()
+    assert not out.isnan().any()
 
 
 def test_two_equal_samples_and_a_dead_network() -> None:

@@ -2,16 +2,19 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from test_jacobians import chain_of
+from test_jacobians import PARAMETERS, chain_of
 from torch import Tensor, nn
 
 import lmn
 from lmn.kernels import triton_product_ops as products
-from lmn.kernels.activations import ACTIVATIONS
+from lmn.kernels.activations import ACTIVATIONS, activation
 from lmn.kernels.jacobians import triton_gpu
+from lmn.kernels.jacobians.problem import Chain, SlopeLayer
 from lmn.kernels.jacobians.triton_gpu import TritonMaps
+from lmn.kernels.pieces import breakpoints_of
 from lmn.kernels.triton_host import NarrowChain
 
 CPU = torch.device("cpu")
@@ -57,6 +60,22 @@ def test_a_kernel_that_writes_nothing_is_seen(module: Any, kernel: str, monkeypa
     fused = kernel == "narrow_maps"
     with pytest.raises(AssertionError):
         check((5, 9, 8, 3) if fused else (5, 70, 66, 3), "silu", 3, fused=fused)
+
+
+@pytest.mark.parametrize("width", [9, 70])
+@pytest.mark.parametrize(
+    "act", ["relu", "leaky_relu", "abs", "hardtanh", "relu6", "clamp", "clamp_min", "clamp_max", "hardsigmoid", "softshrink"]
+)
+def test_units_exactly_where_pieces_meet_have_torchs_slope(act: str, width: int) -> None:
+    """As many points as meet pieces at each unit in turn; between, and where no float32 is, it is rounding that decides."""
+    found = activation(act, **PARAMETERS.get(act, {}))
+    rng = np.random.default_rng(0)
+    weight, bias = rng.standard_normal((width + 1, width)), np.zeros(width + 1)
+    chain = Chain(width, width + 1, (np.eye(width), np.zeros(width)), (SlopeLayer(found, weight, bias),))
+    ends = np.float32(breakpoints_of(found)) if found.core != "identity" else np.zeros(1, np.float32)
+    x = torch.from_numpy(np.resize(ends, (len(ends) + 1, width)))
+    expected = torch.func.vmap(torch.func.jacrev(lambda at: found.function(at) @ torch.from_numpy(weight).float().T))(x)
+    torch.testing.assert_close(TritonMaps(chain, CPU).jacobians(x), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("n", ODD)

@@ -61,12 +61,13 @@ def test_identities_between_affine_maps_are_no_layers() -> None:
     assert check(model, 4, 5, 5).counts.shape == (4, 2)
 
 
+@pytest.mark.parametrize("value", [3e38, -3e38])
 @pytest.mark.parametrize("width", [20, 80])
-def test_what_is_not_finite_is_told(width: int) -> None:
+def test_what_is_not_finite_is_told(width: int, value: float) -> None:
     """The outputs are, as the infinite unit is clamped; what it takes is not."""
     model = mlp((3, width, 4, 2), nn.Hardtanh)
     with torch.no_grad():
-        model[0].weight[1] = 3e38
+        model[0].weight[1] = value
     x = torch.ones(2, 3)
     for backend in ("triton", "torch"):
         with pytest.raises(lmn.LmnError, match="is not finite"):

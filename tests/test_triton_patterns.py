@@ -18,6 +18,7 @@ from lmn.grid import as_grid
 from lmn.kernels.jacobians.triton_gpu import TritonMaps
 from lmn.kernels.patterns import distinct, triton_gpu
 from lmn.kernels.patterns.distinct import DistinctPatterns
+from lmn.kernels.patterns.triton_ops import TAKES_GRIDS, narrow_patterns
 from lmn.subject import Subject
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -102,6 +103,20 @@ def test_points_of_a_grid_far_along_it(widths: tuple[int, ...], monkeypatch: pyt
     words, _ = triton_gpu._by_points(problem).of(numbers)
     expected = lmn.activation_patterns(model, large.at(torch.from_numpy(numbers)), backend="reference", progress=False)
     np.testing.assert_array_equal(words.numpy().view(np.uint64), expected.words)
+
+
+@pytest.mark.skipif(not TAKES_GRIDS, reason="this Triton takes samples alone")
+def test_points_of_an_axis_longer_than_float32_counts() -> None:
+    """Steps of 1 through zero at 2^26 - 12; one float32 would count by fours there."""
+    n, zero, width = 16, 2**26 - 12, 32
+    words, hashes = torch.empty(n, 1, dtype=torch.int64), torch.empty(n, 2, dtype=torch.int64)
+    none = torch.zeros(1, width)
+    narrow_patterns(
+        None, None, torch.full((width,), -float(zero)), torch.ones(1, width), torch.tensor([2**27]),
+        torch.zeros(1, width, width), none, none, none, torch.zeros(1, 3), torch.zeros(1, 1),
+        torch.tensor([[1, 1, 0, 1]], dtype=torch.int32), None, zero - 8, [1], False, words, hashes,
+    )  # fmt: skip
+    assert words[:, 0].tolist() == [0] * 9 + [1] * 7
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -196,6 +211,17 @@ def insert(seen: DistinctPatterns, words: list[int], first: int, hashes: list[in
         torch.stack([torch.tensor(hashes), torch.zeros(len(hashes), dtype=torch.int64)], dim=1),
         torch.arange(first, first + len(words)),
     )
+
+
+def test_rows_of_equal_hashes_stay_apart_when_others_come() -> None:
+    seen = DistinctPatterns(1, torch.device("cpu"), verify=True, ids=True)
+    insert(seen, [5, 6, 8], 0, [1, 1, 2])
+    seen.finish()
+    insert(seen, [8], 3, [2])  # whose hash is nobody else's
+    seen.finish()
+    assert seen.ids is not None
+    assert seen.ids.tolist() == [0, 1, 2, 2]
+    assert seen.counts.tolist() == [1, 1, 2]
 
 
 @pytest.mark.parametrize("together", [1, 100])

@@ -24,12 +24,11 @@ _SCRATCH_BYTES = 1 << 26  # of the vertices' activations between two layers of a
 def local_complexity(problem: Problem) -> Found:
     chain, layers = problem.chain, problem.layers
     assert chain is not None
-    counts = np.zeros((problem.n_points, len(layers)), dtype=np.int64)
-    if layers:
-        neighbourhoods = _neighbourhoods(problem, chain)
-        for part, samples in problem.parts(neighbourhoods.most):
-            counts[part] = neighbourhoods.counts(samples.flatten(1).contiguous()).cpu().numpy()
-    return Found(layers, counts)
+    if not layers:
+        return Found(layers, np.zeros((problem.n_points, 0), dtype=np.int64))
+    neighbourhoods = _neighbourhoods(problem, chain)
+    parts = [neighbourhoods.counts(x.flatten(1).contiguous()) for _, x in problem.parts(neighbourhoods.most)]
+    return Found(layers, torch.cat(parts).cpu().numpy().astype(np.int64))
 
 
 def _neighbourhoods(problem: Problem, chain: Chain) -> _Narrow | _Wide:

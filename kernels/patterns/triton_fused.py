@@ -23,8 +23,9 @@ def _on_the_grid(origin, steps, counts, points, n_axes, columns, WIDTH: tl.const
         step = tl.load(steps + axis * WIDTH + columns)[None, :]
         index = rest % count
         rest = rest // count
-        # In two parts, each of which float32 can hold.
-        z += ((index >> 12) << 12).to(tl.float32)[:, None] * step + (index & 4095).to(tl.float32)[:, None] * step
+        # In two parts, each of which float32 can hold, and their sum can not.
+        z += ((index >> 12) << 12).to(tl.float32)[:, None] * step
+        z += (index & 4095).to(tl.float32)[:, None] * step
     return z
 
 

@@ -240,6 +240,7 @@ class _Program:
         self._layout = Layout.of(problem.program)
         self._first_words = dict(zip((step.target for step in problem.program.bends), self._layout.first_words, strict=False))
         self.n_words = self._layout.n_words + problem.edges_apart
+        self._breakpoints: dict[int, Tensor] = {}
         self.most = problem.batch
 
     def of(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -257,7 +258,9 @@ class _Program:
         def at_bend(step: Step, units: Tensor) -> None:
             assert step.bend is not None
             z, breakpoints = lines_of(step.bend, units)
-            pack_bits(z.contiguous(), torch.from_numpy(breakpoints).to(z), self._first_words[step.target], words)
+            if step.target not in self._breakpoints:
+                self._breakpoints[step.target] = torch.from_numpy(breakpoints).to(z)
+            pack_bits(z.contiguous(), self._breakpoints[step.target], self._first_words[step.target], words)
             if apart:
                 on_edge.logical_or_(tied(step.bend, units))
 
