@@ -9,6 +9,32 @@ from lmn.kernels.cores_triton import activation, activation_with_slope
 
 
 @triton.jit
+def _some_columns(u, which, WIDTH: tl.constexpr, SOME: tl.constexpr):
+    """Of u, (rows, WIDTH), SOME columns, the which-th of so many."""
+    parts = tl.reshape(u, (u.shape[0], WIDTH // SOME, SOME))
+    is_it = (tl.arange(0, WIDTH // SOME) == which)[None, :, None]
+    return tl.sum(tl.where(is_it, parts, 0.0), axis=1)
+
+
+@triton.jit
+def product(u, matrix, columns, nothing, WIDTH: tl.constexpr, SOME: tl.constexpr, PRECISION: tl.constexpr):
+    """u, (rows, WIDTH), times some columns of a matrix, (WIDTH, WIDTH).
+
+    SOME of the matrix's rows at a time, in a loop from ``nothing`` on, which is 0: the compiler does not know that, and would
+    else unroll it, and hold all of both operands at once.
+    """
+    places = matrix + tl.arange(0, WIDTH if WIDTH < SOME else SOME)[:, None] * WIDTH + columns[None, :]
+    if WIDTH <= SOME:
+        z = tl.dot(u, tl.load(places), input_precision=PRECISION)
+    else:
+        z = tl.zeros((u.shape[0], columns.shape[0]), tl.float32)
+        for part in range(nothing, WIDTH // SOME):
+            w = tl.load(places + part * SOME * WIDTH)
+            z = tl.dot(_some_columns(u, part, WIDTH, SOME), w, z, input_precision=PRECISION)
+    return z
+
+
+@triton.jit
 def first_map(x, first, bias, points, present, n_in, columns, WIDTH: tl.constexpr, POINTS: tl.constexpr, INS: tl.constexpr,
               PRECISION: tl.constexpr):  # fmt: skip
     """The first pre-activations, (POINTS, WIDTH), of samples (n_points, n_in) by weights (n_in, WIDTH)."""
@@ -24,8 +50,8 @@ def first_map(x, first, bias, points, present, n_in, columns, WIDTH: tl.constexp
 @triton.jit
 def next_map(u, weights, biases, layer, columns, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
     """The pre-activations of layer + 1 from the activations of a layer."""
-    w = tl.load(weights + layer * WIDTH * WIDTH + columns[:, None] * WIDTH + columns[None, :])
-    return tl.dot(u, w, input_precision=PRECISION) + tl.load(biases + layer * WIDTH + columns)[None, :]
+    z = product(u, weights + layer * WIDTH * WIDTH, columns, 0, WIDTH, WIDTH, PRECISION)
+    return z + tl.load(biases + layer * WIDTH + columns)[None, :]
 
 
 @triton.jit

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # tiles of 64 rows and more, and of fewer.
 _CORE, _WEIGHT, _OPERAND, _BITS, _SUM = 63.0, 5.6, 30.0, 40.0, 6.0
 _LOADED, _LOADED_OF_FEW = 13.0, 26.0
-_IN_HALVES = 1.2  # as many instructions, where a product's columns don't fit the registers at once
+_IN_PARTS = 1.2  # as many instructions, where a product does not fit the registers at once
 _TILE = 16  # rows of a narrow chain's tile, and inputs that go through its first map at a time
 
 
@@ -170,7 +170,7 @@ def connectivity_in_one_kernel(n: int, sizes: Fused, m: int = 21) -> Work:
     return Work(
         "",
         of_tiles=2 * points * weights,
-        instructions=instructions * (_IN_HALVES if sizes.in_halves else 1),
+        instructions=instructions * (_IN_PARTS if sizes.in_parts else 1),
         memory=4.0 * n * n + 8.0 * n * (sizes.depth * sizes.width + sizes.outputs),
         cache=4.0 * points / PAIRS * weights,
     )

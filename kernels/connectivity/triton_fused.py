@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from lmn.kernels.cores_triton import core
+from lmn.kernels.triton_chain import product
 
 
 @triton.jit
@@ -30,14 +31,13 @@ def deviation(t, z, dz, at_i, dcore, shift, scale, slope, p0, p1, CORE: tl.const
 
 
 @triton.jit
-def _through(deviation, weights, layer, rows, columns, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
+def _through(u, weights, layer, columns, nothing, WIDTH: tl.constexpr, SOME: tl.constexpr, PRECISION: tl.constexpr):
     """The affine map after a layer, without its bias: (pairs, WIDTH) to (pairs, columns).
 
     ``weights`` must not look the same at each step: loads that do are moved out of the loop, where those of all layers take
     registers and shared memory at once.
     """
-    w = tl.load(weights + layer * WIDTH * WIDTH + rows[:, None] * WIDTH + columns[None, :])
-    return tl.dot(deviation, w, input_precision=PRECISION)
+    return product(u, weights + layer * WIDTH * WIDTH, columns, nothing, WIDTH, SOME, PRECISION)
 
 
 @triton.jit
@@ -126,6 +126,7 @@ def fused(
     OUTPUTS: tl.constexpr,
     PAIRS: tl.constexpr,
     RELOADS: tl.constexpr,
+    SOME: tl.constexpr,
     CORE0: tl.constexpr,
     CORE1: tl.constexpr,
     CORE2: tl.constexpr,
@@ -136,8 +137,8 @@ def fused(
 
     z are (n_points, DEPTH * WIDTH) and y (n_points, OUTPUTS), in two floats; weights (DEPTH, WIDTH, WIDTH), units to units;
     scales and slopes (DEPTH, WIDTH); parameters (DEPTH, 2); noise (OUTPUTS,); all float32, zero where a layer is narrower;
-    ``nothing`` is 0. With RELOADS z of sample i is loaded at each step, and not kept in registers. What float32 can't do to the
-    tolerance is NaN.
+    ``nothing`` is 0. With RELOADS z of sample i, and with 2 its differences from the others too, are loaded at each step, and
+    not kept in registers; products take SOME units at a time. What float32 can't do to the tolerance is NaN.
     """
     i = (first_row + tl.program_id(0)).to(tl.int64)
     first = (first_column // PAIRS + tl.program_id(1)) * PAIRS
@@ -159,21 +160,28 @@ def fused(
     s3 = tl.zeros((PAIRS, OUTPUTS), tl.float32)
     for step in range(1, m - 1):
         t = step * 1.0 / (m - 1)
-        here, z_of_i = weights + step * nothing, z_high + i * width
-        if RELOADS:
-            z_of_i += step * nothing
+        here, high, low = weights + step * nothing, z_high + step * nothing, z_low + step * nothing
+        z_of_i = (high if RELOADS > 0 else z_high) + i * width
         none = tl.zeros((PAIRS, WIDTH), tl.float32)
+        if RELOADS > 1:
+            dz0 = difference(high, low, j, i, width, 0 * WIDTH + columns, wanted)
         u = layer_deviation(t, z_of_i, dz0, at0, dc0, none, scales, slopes, parameters, 0, columns, WIDTH, CORE0)
         if DEPTH > 1:
-            u = _through(u, here, 0, columns, columns, WIDTH, PRECISION)
+            u = _through(u, here, 0, columns, nothing, WIDTH, SOME, PRECISION)
+            if RELOADS > 1:
+                dz1 = difference(high, low, j, i, width, 1 * WIDTH + columns, wanted)
             u = layer_deviation(t, z_of_i, dz1, at1, dc1, u, scales, slopes, parameters, 1, columns, WIDTH, CORE1)
         if DEPTH > 2:
-            u = _through(u, here, 1, columns, columns, WIDTH, PRECISION)
+            u = _through(u, here, 1, columns, nothing, WIDTH, SOME, PRECISION)
+            if RELOADS > 1:
+                dz2 = difference(high, low, j, i, width, 2 * WIDTH + columns, wanted)
             u = layer_deviation(t, z_of_i, dz2, at2, dc2, u, scales, slopes, parameters, 2, columns, WIDTH, CORE2)
         if DEPTH > 3:
-            u = _through(u, here, 2, columns, columns, WIDTH, PRECISION)
+            u = _through(u, here, 2, columns, nothing, WIDTH, SOME, PRECISION)
+            if RELOADS > 1:
+                dz3 = difference(high, low, j, i, width, 3 * WIDTH + columns, wanted)
             u = layer_deviation(t, z_of_i, dz3, at3, dc3, u, scales, slopes, parameters, 3, columns, WIDTH, CORE3)
-        u = _through(u, here, DEPTH - 1, columns, outputs, WIDTH, PRECISION)
+        u = _through(u, here, DEPTH - 1, outputs, nothing, WIDTH, SOME, PRECISION)
         s1 += u
         s2 += (t - 0.5) * u
         s3 += u * u

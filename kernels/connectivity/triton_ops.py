@@ -15,7 +15,6 @@ from torch import Tensor
 from lmn.kernels.activations import CORES
 from lmn.kernels.connectivity.pairs import Pairs
 from lmn.kernels.connectivity.triton_fused import fused
-from lmn.kernels.connectivity.triton_halves import fused_in_halves
 from lmn.kernels.connectivity.triton_wide import activations, sums
 from lmn.kernels.triton_cases import Case, empty
 from lmn.kernels.triton_checks import Arrays, check_cores, require, single, sizes_of
@@ -25,16 +24,28 @@ from lmn.kernels.triton_tuned import Choice, Tuned
 
 PAIRS = 16  # of a fused tile: the rows of one instruction of the matrix unit
 _NARROW, _WIDE = 64, 128  # units of a layer, and outputs, from which on not all fits the registers at once, and nothing does
-_WHOLE_DEPTH = 2 if VERSION >= (3, 5) else 1
 _NARROW_KEY = ("DEPTH", "WIDTH", "OUTPUTS", "CORE0", "CORE1", "CORE2", "CORE3")
 
 
-def _is_small(arguments: dict[str, Any], _backend: str) -> bool:
-    return bool(arguments["DEPTH"] * arguments["WIDTH"] <= _WIDE and arguments["OUTPUTS"] <= _NARROW)
+def _is_small(given: dict[str, Any], _backend: str) -> bool:
+    return bool(given["DEPTH"] * given["WIDTH"] <= _WIDE and given["OUTPUTS"] <= _NARROW)
 
 
-def _needs_registers(arguments: dict[str, Any], backend: str) -> bool:
-    return backend == "cuda" and arguments["WIDTH"] > _NARROW and arguments["DEPTH"] > 1
+def _fits_whole(given: dict[str, Any], _backend: str) -> bool:
+    """Older Tritons use more registers."""
+    return given["WIDTH"] <= _NARROW or (given["DEPTH"] == 1 and (given["OUTPUTS"] <= _NARROW or not IS_TRITON_3_2))
+
+
+def _fits_whole_with_reloads(given: dict[str, Any], _backend: str) -> bool:
+    return given["WIDTH"] > _NARROW and given["DEPTH"] == 2 and given["OUTPUTS"] < _NARROW and VERSION >= (3, 5)
+
+
+def _fits_in_parts(given: dict[str, Any], _backend: str) -> bool:
+    return bool(given["WIDTH"] > _NARROW and given["DEPTH"] <= 2)
+
+
+def _fits_in_parts_with_reloads(given: dict[str, Any], _backend: str) -> bool:
+    return bool(given["WIDTH"] > _NARROW and given["DEPTH"] > 2)
 
 
 def _narrow_arrays(given: dict[str, Any]) -> Arrays:
@@ -72,11 +83,12 @@ def _check_pairs(given: dict[str, Any]) -> None:
 
 
 _TUNED = Tuned(fused, _NARROW_KEY, (
-    Choice({"RELOADS": False}, 4, roomy=True, fits=_is_small),
-    Choice({"RELOADS": False}, 8, roomy=True, fits=lambda arguments, backend: not _needs_registers(arguments, backend)),
-    Choice({"RELOADS": True}, 8, roomy=True, fits=_needs_registers),
+    Choice({"RELOADS": 0, "SOME": _WIDE}, 4, roomy=True, fits=_is_small),
+    Choice({"RELOADS": 0, "SOME": _WIDE}, 8, roomy=True, fits=_fits_whole),
+    Choice({"RELOADS": 1, "SOME": _WIDE}, 8, roomy=True, fits=_fits_whole_with_reloads),
+    Choice({"RELOADS": 0, "SOME": _NARROW}, 8, roomy=True, fits=_fits_in_parts),
+    Choice({"RELOADS": 2, "SOME": _NARROW}, 8, roomy=True, fits=_fits_in_parts_with_reloads),
 ), _narrow_arrays)  # fmt: skip
-_IN_HALVES = Tuned(fused_in_halves, _NARROW_KEY, (Choice({}, 8, roomy=True),), _narrow_arrays)
 # In place: not to be run again.
 _DEVIATIONS = Tuned(activations, (), (Choice({"PAIRS": 32, "UNITS": 64}, 4, 2),), _deviations_arrays)
 _SUMS = Tuned(sums, (), (Choice({"PAIRS": 32, "OUTS": 32}, 4, 2, roomy=True),), _sums_arrays)
@@ -113,8 +125,7 @@ def narrow_pairs(
     require(0 < n_out <= outputs, f"y has room for {outputs} outputs; got n_out = {n_out}.")
     _check_segments(m, sxx)
     tiles = triton.cdiv(n_points - first_column // PAIRS * PAIRS, PAIRS)
-    tuned = _IN_HALVES if Fused(depth, width, outputs).in_halves else _TUNED
-    tuned.launch(
+    _TUNED.launch(
         (n_rows, tiles),
         z_high=z_high,
         z_low=z_low,
@@ -231,11 +242,9 @@ class Fused:
     outputs: int
 
     @property
-    def in_halves(self) -> bool:
-        """Whether the columns of a product don't fit the registers at once; older Tritons use more of them."""
-        most = _NARROW // 2 if self.depth == 2 else _NARROW if IS_TRITON_3_2 else _WIDE
-        fits = self.depth <= _WHOLE_DEPTH and self.outputs <= most
-        return self.width > _NARROW and not fits
+    def in_parts(self) -> bool:
+        """Whether products don't fit the registers at once."""
+        return self.width > _NARROW and (self.depth > 2 or (self.depth == 2 and self.outputs >= _NARROW))
 
 
 def fused_for(units: list[int], n_out: int) -> Fused | None:

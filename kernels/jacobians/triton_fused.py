@@ -10,26 +10,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lmn.kernels.triton_chain import first_map, slopes_of
+from lmn.kernels.triton_chain import first_map, product, slopes_of
 
 STORED, GRAM = tl.constexpr(0), tl.constexpr(1)
-
-
-@triton.jit
-def _through(rows, matrices, number, columns, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
-    w = tl.load(matrices + number * WIDTH * WIDTH + columns[:, None] * WIDTH + columns[None, :])
-    return tl.dot(rows, w, input_precision=PRECISION)
 
 
 @triton.jit
 def _swept(rows, s1, s2, s3, matrices, columns, DEPTH: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
     """Rows, (POINTS, WIDTH), through the matrices between the slopes, (POINTS, WIDTH) or (1, WIDTH), up to the last of them."""
     if DEPTH > 1:
-        rows = _through(rows, matrices, 0, columns, WIDTH, PRECISION) * s1
+        rows = product(rows, matrices, columns, 0, WIDTH, WIDTH, PRECISION) * s1
     if DEPTH > 2:
-        rows = _through(rows, matrices, 1, columns, WIDTH, PRECISION) * s2
+        rows = product(rows, matrices + WIDTH * WIDTH, columns, 0, WIDTH, WIDTH, PRECISION) * s2
     if DEPTH > 3:
-        rows = _through(rows, matrices, 2, columns, WIDTH, PRECISION) * s3
+        rows = product(rows, matrices + 2 * WIDTH * WIDTH, columns, 0, WIDTH, WIDTH, PRECISION) * s3
     return rows
 
 
