@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 sys.path.insert(0, str(Path(__file__).parent))  # for models.py
 
 
-@pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+def _poisoned() -> Iterator[None]:
     """What a kernel does not write is not a number, or as large as no count and no word of these tests."""
     empty = torch.empty
 
@@ -30,4 +30,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
             return made.fill_(torch.nan)
         return made.fill_(made.dtype == torch.bool or 0x5A5A5A5A & torch.iinfo(made.dtype).max)
 
-    monkeypatch.setattr(torch, "empty", filled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", filled)
+        yield
+
+
+poisoned = pytest.fixture(_poisoned, name="poisoned")
+poisoned_for_all = pytest.fixture(_poisoned, scope="module", name="poisoned_for_all")
