@@ -7,9 +7,11 @@ import triton.language as tl
 
 from lmn.kernels.cores_triton import activation, activation_with_slope
 
+AT_ONCE = tl.constexpr(64)  # rows of a matrix that fit the registers beside a tile; more are multiplied in parts
+
 
 @triton.jit
-def _some_columns(u, which, WIDTH: tl.constexpr, SOME: tl.constexpr):
+def some_columns(u, which, WIDTH: tl.constexpr, SOME: tl.constexpr):
     """Of u, (rows, WIDTH), SOME columns, the which-th of so many."""
     parts = tl.reshape(u, (u.shape[0], WIDTH // SOME, SOME))
     is_it = (tl.arange(0, WIDTH // SOME) == which)[None, :, None]
@@ -17,20 +19,23 @@ def _some_columns(u, which, WIDTH: tl.constexpr, SOME: tl.constexpr):
 
 
 @triton.jit
-def product(u, matrix, columns, nothing, WIDTH: tl.constexpr, SOME: tl.constexpr, PRECISION: tl.constexpr):
-    """u, (rows, WIDTH), times some columns of a matrix, (WIDTH, WIDTH).
+def product(u, matrix, stride, columns, mask, nothing, WIDTH: tl.constexpr, SOME: tl.constexpr, PRECISION: tl.constexpr):
+    """u, (rows, WIDTH), times some columns of a matrix, (WIDTH, stride); those that a mask, (1, columns) or None, has.
 
     SOME of the matrix's rows at a time, in a loop from ``nothing`` on, which is 0: the compiler does not know that, and would
     else unroll it, and hold all of both operands at once.
     """
-    places = matrix + tl.arange(0, WIDTH if WIDTH < SOME else SOME)[:, None] * WIDTH + columns[None, :]
+    rows = tl.arange(0, WIDTH if WIDTH < SOME else SOME)
+    places = matrix + rows[:, None] * stride + columns[None, :]
     if WIDTH <= SOME:
-        z = tl.dot(u, tl.load(places), input_precision=PRECISION)
+        w = tl.load(places) if mask is None else tl.load(places, mask=mask, other=0.0)
+        z = tl.dot(u, w, input_precision=PRECISION)
     else:
         z = tl.zeros((u.shape[0], columns.shape[0]), tl.float32)
         for part in range(nothing, WIDTH // SOME):
-            w = tl.load(places + part * SOME * WIDTH)
-            z = tl.dot(_some_columns(u, part, WIDTH, SOME), w, z, input_precision=PRECISION)
+            here = places + part * SOME * stride
+            w = tl.load(here) if mask is None else tl.load(here, mask=mask, other=0.0)
+            z = tl.dot(some_columns(u, part, WIDTH, SOME), w, z, input_precision=PRECISION)
     return z
 
 
@@ -48,9 +53,9 @@ def first_map(x, first, bias, points, present, n_in, columns, WIDTH: tl.constexp
 
 
 @triton.jit
-def next_map(u, weights, biases, layer, columns, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
+def next_map(u, weights, biases, layer, columns, nothing, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
     """The pre-activations of layer + 1 from the activations of a layer."""
-    z = product(u, weights + layer * WIDTH * WIDTH, columns, 0, WIDTH, WIDTH, PRECISION)
+    z = product(u, weights + layer * WIDTH * WIDTH, WIDTH, columns, None, nothing, WIDTH, AT_ONCE, PRECISION)
     return z + tl.load(biases + layer * WIDTH + columns)[None, :]
 
 
@@ -82,6 +87,7 @@ def slopes_of(
     straights,
     parameters,
     columns,
+    nothing,
     DEPTH: tl.constexpr,
     WIDTH: tl.constexpr,
     CORE0: tl.constexpr,
@@ -94,12 +100,12 @@ def slopes_of(
     u, s0 = activated_with_slope(z, scales, straights, parameters, 0, columns, WIDTH, CORE0)
     s1, s2, s3 = s0, s0, s0
     if DEPTH > 1:
-        z = next_map(u, weights, biases, 0, columns, WIDTH, PRECISION)
+        z = next_map(u, weights, biases, 0, columns, nothing, WIDTH, PRECISION)
         u, s1 = activated_with_slope(z, scales, straights, parameters, 1, columns, WIDTH, CORE1)
     if DEPTH > 2:
-        z = next_map(u, weights, biases, 1, columns, WIDTH, PRECISION)
+        z = next_map(u, weights, biases, 1, columns, nothing, WIDTH, PRECISION)
         u, s2 = activated_with_slope(z, scales, straights, parameters, 2, columns, WIDTH, CORE2)
     if DEPTH > 3:
-        z = next_map(u, weights, biases, 2, columns, WIDTH, PRECISION)
+        z = next_map(u, weights, biases, 2, columns, nothing, WIDTH, PRECISION)
         u, s3 = activated_with_slope(z, scales, straights, parameters, 3, columns, WIDTH, CORE3)
     return s0, s1, s2, s3

@@ -11,12 +11,14 @@ import torch
 import triton
 from torch import Tensor
 
+from lmn.kernels import triton_chain
 from lmn.kernels.jacobians.problem import Chain
 from lmn.kernels.triton_checks import Arrays, check_cores, require, single, sizes_of
 
 POINTS = 16  # of a tile: the rows of one instruction of the matrix unit
 MOST_DEPTH = 4
-MOST_WIDTH = 64  # units of a layer up to which a tile's slopes and a matrix fit the registers
+AT_ONCE: int = triton_chain.AT_ONCE.value
+MOST_WIDTH = 128  # units of a layer up to which what a tile keeps of it fits the registers
 MOST_WEIGHTS = 2**31 - 1  # of a matrix, in which places are counted with 32 bits
 LEAST = 32  # more columns than rows, so that warps share out columns
 

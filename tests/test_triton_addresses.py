@@ -73,7 +73,7 @@ def launches() -> dict[str, Launch]:
     x = torch.randn(5, 3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tuned, "launch", noted)
-        for width in (9, 70):
+        for width in (9, 150):
             model = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4))
             lmn.activation_patterns(model, x, backend="triton", progress=False)
             lmn.jacobians(model, x, backend="triton", progress=False)
@@ -130,7 +130,8 @@ def test_rows_far_away(name: str, launches: dict[str, Launch], first_program: di
         arguments[each][-len(value) :] = value
     of_tile = -(-near["n_units"] * near["n_breakpoints"] // 64) if name.endswith("pack") else 1
     first_program[0] = skipped // tile * of_tile
-    grid = (-(-n // tile) * of_tile, 2 if name.rsplit(".", maxsplit=1)[-1] == "layer" else 1)
+    blocks = -(-near["n_units"] // near["UNITS"]) if name.endswith("layer") else 1
+    grid = (-(-n // tile) * of_tile, blocks)
     launch.tuned.kernel[grid](**arguments)
     first_program[0] = 0
     launch.tuned.kernel[grid](**near)

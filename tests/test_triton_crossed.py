@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from triton.runtime.interpreter import InterpreterBuilder
 
 import lmn
-from lmn.kernels.activations import ACTIVATIONS
+from lmn.kernels.activations import ACTIVATIONS, STRAIGHT_CORES
 from lmn.kernels.connectivity import triton_gpu
 from lmn.kernels.jacobians.triton_gpu import TritonMaps
 from lmn.kernels.local_complexity import triton_gpu as local_complexity_gpu
@@ -71,7 +71,7 @@ def crossed(activations: Iterable[str]) -> Iterator[Crossed]:
         for k, n in enumerate(ODD):
             depth, fused = 1 + (k + a) % 4, (k // 2 + a) % 2 == 0
             sizes = [SMALL[(a + k + depth * layer) % 4] for layer in range(depth)]
-            sizes[(a // 2) % depth] = 64 - a if fused else 100
+            sizes[(a // 2) % depth] = (64, 128)[(a + k) % 2] - a if fused else 150
             n_in, n_out = ODD[(3 * k + 2 * a + a // 5) % 5], (17, 33, 2, 1)[(k + a // 2) % 4]
             precision = tuple(PRECISIONS)[(k + 2 * a) % 3]
             yield Crossed(names[a % len(names)], (n_in, *sizes, n_out), n, precision, fused)
@@ -118,7 +118,8 @@ def test_jacobians(case: Crossed) -> None:
     expected = torch.func.vmap(torch.func.jacrev(function))(x.double())
     off = ~(largest(maps.jacobians(x).double() - expected) <= case.tolerance * float(expected.abs().max()))
     # By TF32 a unit near a kink may be on either side.
-    assert off.sum() <= (case.n // 20 if case.precision == "tf32" and case.act in PIECEWISE_LINEAR else 0)
+    has_kinks = chain.layers[0].activation.core in (*STRAIGHT_CORES, "elu", "hardswish")
+    assert off.sum() <= (case.n // 20 if case.precision == "tf32" and has_kinks else 0)
 
 
 @every(PIECEWISE_LINEAR)
@@ -142,8 +143,8 @@ def test_local_complexity(case: Crossed) -> None:
 
 @pytest.mark.parametrize(
     ("module", "kernel", "width"),
-    [(patterns_gpu, "narrow_patterns", 9), (patterns_gpu, "layer_patterns", 70), (patterns_gpu, "hash_words", 70),
-     (local_complexity_gpu, "narrow_counts", 9), (local_complexity_gpu, "layer_counts", 70)],
+    [(patterns_gpu, "narrow_patterns", 9), (patterns_gpu, "layer_patterns", 150), (patterns_gpu, "hash_words", 150),
+     (local_complexity_gpu, "narrow_counts", 9), (local_complexity_gpu, "layer_counts", 150)],
 )  # fmt: skip
 def test_a_kernel_that_writes_nothing_is_seen(module: Any, kernel: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = mlp((3, width, 6, 2), nn.ReLU).float(), torch.randn(20, 3)

@@ -30,14 +30,14 @@ def check(model: nn.Module, n: int, n_in: int, n_directions: int, *, r: float = 
     return got
 
 
-@pytest.mark.parametrize("widths", [(5, 200, 70, 3), (5, 30, 65, 20, 3), (3, 8, 8, 8, 8, 8, 2), (6, 100, 2)], ids=str)
+@pytest.mark.parametrize("widths", [(5, 200, 70, 3), (5, 30, 129, 20, 3), (3, 8, 8, 8, 8, 8, 2), (6, 150, 2)], ids=str)
 @pytest.mark.parametrize("act", [nn.ReLU, nn.Hardtanh, nn.GELU])
 def test_chains_too_wide_or_deep_for_one_kernel(widths: tuple[int, ...], act: type[nn.Module]) -> None:
     check(mlp(widths, act), 2, widths[0], 3, r=1.0)
 
 
 @pytest.mark.parametrize("n_directions", [1, 2, 9, 17])
-@pytest.mark.parametrize("width", [20, 80])
+@pytest.mark.parametrize("width", [20, 80, 150])
 def test_any_number_of_vertices(n_directions: int, width: int) -> None:
     """Tiles are larger than the data in each dimension, or no multiple of it."""
     check(mlp((17, width, 5, 2), nn.ReLU), 2, 17, n_directions)
@@ -62,7 +62,7 @@ def test_identities_between_affine_maps_are_no_layers() -> None:
 
 
 @pytest.mark.parametrize("value", [3e38, -3e38])
-@pytest.mark.parametrize("width", [20, 80])
+@pytest.mark.parametrize("width", [20, 80, 150])
 def test_what_is_not_finite_is_told(width: int, value: float) -> None:
     """The outputs are, as the infinite unit is clamped; what it takes is not."""
     model = mlp((3, width, 4, 2), nn.Hardtanh)
@@ -77,8 +77,8 @@ def test_what_is_not_finite_is_told(width: int, value: float) -> None:
 def test_wide_chains_some_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     from lmn.kernels.local_complexity import triton_gpu
 
-    monkeypatch.setattr(triton_gpu, "_SCRATCH_BYTES", 4 * 4 * 80 * 2)  # two samples
-    check(mlp((4, 80, 3), nn.ReLU), 5, 4, 2)
+    monkeypatch.setattr(triton_gpu, "_SCRATCH_BYTES", 4 * 4 * 150 * 2)  # two samples
+    check(mlp((4, 150, 3), nn.ReLU), 5, 4, 2)
 
 
 def test_float64_is_declined() -> None:

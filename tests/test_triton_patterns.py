@@ -29,7 +29,9 @@ ACTIVATIONS: dict[str, Any] = {
 }  # fmt: skip
 ODD = (1, 2, 17, 33, 100)
 NARROW = (3, 20, 17, 2)
-WIDE = (3, 70, 9, 2)
+IN_PARTS = (3, 70, 100, 2)
+WIDE = (3, 150, 9, 2)
+OF_WIDTHS = pytest.mark.parametrize("widths", [NARROW, IN_PARTS, WIDE], ids=["narrow", "in parts", "wide"])
 
 
 def mlp(widths: tuple[int, ...], act: str = "ReLU") -> nn.Sequential:
@@ -52,13 +54,13 @@ def check(model: nn.Module, grid: Any, **options: Any) -> lmn.ActivationPatterns
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
-@pytest.mark.parametrize("widths", [NARROW, WIDE], ids=["narrow", "wide"])
+@OF_WIDTHS
 def test_every_activation(act: str, widths: tuple[int, ...]) -> None:
     assert len(check(mlp(widths, act), samples(40, 3)).counts) > 5
 
 
 @pytest.mark.parametrize("n", ODD)
-@pytest.mark.parametrize("widths", [NARROW, WIDE], ids=["narrow", "wide"])
+@OF_WIDTHS
 def test_any_number_of_points(n: int, widths: tuple[int, ...]) -> None:
     check(mlp(widths), samples(n, 3))
 
@@ -71,7 +73,7 @@ def test_any_sizes(size: int, act: str) -> None:
     check(mlp((3, size, 5, 2), act), samples(20, 3))
 
 
-@pytest.mark.parametrize("size", [31, 32, 63, 64, 65, 128])
+@pytest.mark.parametrize("size", [31, 32, 63, 64, 65, 128, 192])
 def test_words_that_are_full(size: int) -> None:
     check(mlp((3, size, size, 2), "Hardtanh"), samples(9, 3))
 
@@ -86,12 +88,12 @@ def test_words_that_are_full(size: int) -> None:
     ],
     ids=lambda grid: f"{grid.kind} {grid.counts}",
 )
-@pytest.mark.parametrize("widths", [NARROW, WIDE, (3, 70, 2)], ids=["narrow", "wide", "one layer"])
+@pytest.mark.parametrize("widths", [NARROW, IN_PARTS, WIDE, (3, 150, 2)], ids=["narrow", "in parts", "wide", "one layer"])
 def test_regular_grids(grid: Any, widths: tuple[int, ...]) -> None:
     check(mlp(widths), grid)
 
 
-@pytest.mark.parametrize("widths", [NARROW, WIDE], ids=["narrow", "wide"])
+@OF_WIDTHS
 def test_points_of_a_grid_far_along_it(widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers of points are 64 bits: some of 10^12 are looked at."""
     model, small, large = mlp(widths), lmn.box(-2, 2, [2, 2, 2]), lmn.box(-2, 2, [10_000] * 3)
@@ -126,7 +128,7 @@ def test_programs_that_are_no_chain(dtype: torch.dtype) -> None:
     check(model, torch.randn(30, 1, 8, 8).to(dtype))
 
 
-@pytest.mark.parametrize("widths", [(3, 200, 70, 2), (3, 65, 64, 63, 2), (3, 8, 8, 8, 8, 8, 2)], ids=str)
+@pytest.mark.parametrize("widths", [(3, 200, 70, 2), (3, 129, 128, 127, 2), (3, 8, 8, 8, 8, 8, 2)], ids=str)
 @pytest.mark.parametrize("act", ["ReLU", "Hardtanh"])
 def test_chains_too_wide_or_deep_for_one_kernel(widths: tuple[int, ...], act: str) -> None:
     check(mlp(widths, act), samples(20, 3))
@@ -272,7 +274,7 @@ def test_hashes_are_distinct_where_a_bit_is() -> None:
 
 
 @pytest.mark.parametrize("act", ["ReLU", "ReLU6", "Hardtanh", "Hardsigmoid"])
-@pytest.mark.parametrize("widths", [NARROW, WIDE], ids=["narrow", "wide"])
+@OF_WIDTHS
 def test_units_that_overflow_are_what_they_are_in_the_model(widths: tuple[int, ...], act: str) -> None:
     """ReLU takes minus infinity to 0, and not half of it less half of it to NaN; a clamp takes it to its bound."""
     model = mlp(widths, act)

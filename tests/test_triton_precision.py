@@ -19,7 +19,9 @@ from lmn.kernels.triton_targets import precision_on
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
-WIDTHS = [(20, 60, 60, 7), (20, 90, 70, 7)]  # one kernel, and a layer at a time
+# One kernel, whose products are of all units at once or of some at a time, and a layer at a time.
+WIDTHS = {"narrow": (20, 60, 60, 7), "in parts": (20, 100, 100, 7), "wide": (20, 150, 70, 7)}
+OF_WIDTHS = pytest.mark.parametrize("widths", WIDTHS.values(), ids=WIDTHS)
 # The largest error over the largest value: tf32 must be seen to lose digits, or nothing was emulated.
 BOUNDS = [("ieee", 0.0, 1e-5), ("tf32x3", 0.0, 1e-5), ("tf32", 2e-5, 2e-2)]
 OPTIONS: dict[str, Any] = {"backend": "triton", "progress": False}
@@ -65,22 +67,23 @@ def test_by_default_it_is_that_of_float32() -> None:
     assert [precision_on(backend) for backend in ("cuda", "hip", "cpu")] == ["tf32x3", "ieee", "ieee"]
 
 
-@pytest.mark.parametrize("widths", WIDTHS, ids=["narrow", "wide"])
+@OF_WIDTHS
 def test_connectivity(widths: tuple[int, ...], bounds: tuple[float, float]) -> None:
     least, most = bounds
     assert least <= error_of(problem_of(widths, "silu", 18)) <= most
 
 
-@pytest.mark.parametrize("widths", WIDTHS, ids=["narrow", "wide"])
+@OF_WIDTHS
 def test_jacobians(widths: tuple[int, ...], bounds: tuple[float, float]) -> None:
     maps, x, expected = maps_of(widths)
     least, most = bounds
     assert least <= off(maps.jacobians(x), expected) <= most
 
 
-def test_inner_products_of_jacobians(bounds: tuple[float, float]) -> None:
+@pytest.mark.parametrize("widths", ["narrow", "in parts"])
+def test_inner_products_of_jacobians(widths: str, bounds: tuple[float, float]) -> None:
     """Of narrow chains: wide ones have no kernel for them."""
-    maps, x, expected = maps_of(WIDTHS[0])
+    maps, x, expected = maps_of(WIDTHS[widths])
     assert maps.has_grams(x.dtype)
     least, most = bounds
     assert least <= off(maps.grams(x), expected @ expected.mT) <= most
@@ -93,7 +96,7 @@ def maps_of(widths: tuple[int, ...]) -> tuple[TritonMaps, Tensor, Tensor]:
     return TritonMaps(chain, torch.device("cpu")), x, torch.func.vmap(torch.func.jacrev(function))(x.double())
 
 
-@pytest.mark.parametrize("widths", WIDTHS, ids=["narrow", "wide"])
+@OF_WIDTHS
 @pytest.mark.parametrize("what", ["patterns", "local complexity"])
 def test_units_on_the_wrong_side(what: str, widths: tuple[int, ...], bounds: tuple[float, float]) -> None:
     """The share of the units of the second layer, whose terms cancel, that rounding takes across their breakpoints."""

@@ -37,7 +37,7 @@ def _through(u, weights, layer, columns, nothing, WIDTH: tl.constexpr, SOME: tl.
     ``weights`` must not look the same at each step: loads that do are moved out of the loop, where those of all layers take
     registers and shared memory at once.
     """
-    return product(u, weights + layer * WIDTH * WIDTH, columns, nothing, WIDTH, SOME, PRECISION)
+    return product(u, weights + layer * WIDTH * WIDTH, WIDTH, columns, None, nothing, WIDTH, SOME, PRECISION)
 
 
 @triton.jit

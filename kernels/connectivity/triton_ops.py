@@ -18,34 +18,33 @@ from lmn.kernels.connectivity.triton_fused import fused
 from lmn.kernels.connectivity.triton_wide import activations, sums
 from lmn.kernels.triton_cases import Case, empty
 from lmn.kernels.triton_checks import Arrays, check_cores, require, single, sizes_of
-from lmn.kernels.triton_host import LEAST, MOST_DEPTH, check_layers, numbered
+from lmn.kernels.triton_host import AT_ONCE, LEAST, MOST_DEPTH, MOST_WIDTH, check_layers, numbered
 from lmn.kernels.triton_targets import IS_TRITON_3_2, VERSION
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 PAIRS = 16  # of a fused tile: the rows of one instruction of the matrix unit
-_NARROW, _WIDE = 64, 128  # units of a layer, and outputs, from which on not all fits the registers at once, and nothing does
 _NARROW_KEY = ("DEPTH", "WIDTH", "OUTPUTS", "CORE0", "CORE1", "CORE2", "CORE3")
 
 
 def _is_small(given: dict[str, Any], _backend: str) -> bool:
-    return bool(given["DEPTH"] * given["WIDTH"] <= _WIDE and given["OUTPUTS"] <= _NARROW)
+    return bool(given["DEPTH"] * given["WIDTH"] <= MOST_WIDTH and given["OUTPUTS"] <= AT_ONCE)
 
 
 def _fits_whole(given: dict[str, Any], _backend: str) -> bool:
     """Older Tritons use more registers."""
-    return given["WIDTH"] <= _NARROW or (given["DEPTH"] == 1 and (given["OUTPUTS"] <= _NARROW or not IS_TRITON_3_2))
+    return given["WIDTH"] <= AT_ONCE or (given["DEPTH"] == 1 and (given["OUTPUTS"] <= AT_ONCE or not IS_TRITON_3_2))
 
 
 def _fits_whole_with_reloads(given: dict[str, Any], _backend: str) -> bool:
-    return given["WIDTH"] > _NARROW and given["DEPTH"] == 2 and given["OUTPUTS"] < _NARROW and VERSION >= (3, 5)
+    return given["WIDTH"] > AT_ONCE and given["DEPTH"] == 2 and given["OUTPUTS"] < AT_ONCE and VERSION >= (3, 5)
 
 
 def _fits_in_parts(given: dict[str, Any], _backend: str) -> bool:
-    return bool(given["WIDTH"] > _NARROW and given["DEPTH"] <= 2)
+    return bool(given["WIDTH"] > AT_ONCE and given["DEPTH"] <= 2)
 
 
 def _fits_in_parts_with_reloads(given: dict[str, Any], _backend: str) -> bool:
-    return bool(given["WIDTH"] > _NARROW and given["DEPTH"] > 2)
+    return bool(given["WIDTH"] > AT_ONCE and given["DEPTH"] > 2)
 
 
 def _narrow_arrays(given: dict[str, Any]) -> Arrays:
@@ -83,11 +82,11 @@ def _check_pairs(given: dict[str, Any]) -> None:
 
 
 _TUNED = Tuned(fused, _NARROW_KEY, (
-    Choice({"RELOADS": 0, "SOME": _WIDE}, 4, roomy=True, fits=_is_small),
-    Choice({"RELOADS": 0, "SOME": _WIDE}, 8, roomy=True, fits=_fits_whole),
-    Choice({"RELOADS": 1, "SOME": _WIDE}, 8, roomy=True, fits=_fits_whole_with_reloads),
-    Choice({"RELOADS": 0, "SOME": _NARROW}, 8, roomy=True, fits=_fits_in_parts),
-    Choice({"RELOADS": 2, "SOME": _NARROW}, 8, roomy=True, fits=_fits_in_parts_with_reloads),
+    Choice({"RELOADS": 0, "SOME": MOST_WIDTH}, 4, roomy=True, fits=_is_small),
+    Choice({"RELOADS": 0, "SOME": MOST_WIDTH}, 8, roomy=True, fits=_fits_whole),
+    Choice({"RELOADS": 1, "SOME": MOST_WIDTH}, 8, roomy=True, fits=_fits_whole_with_reloads),
+    Choice({"RELOADS": 0, "SOME": AT_ONCE}, 8, roomy=True, fits=_fits_in_parts),
+    Choice({"RELOADS": 2, "SOME": AT_ONCE}, 8, roomy=True, fits=_fits_in_parts_with_reloads),
 ), _narrow_arrays)  # fmt: skip
 # In place: not to be run again.
 _DEVIATIONS = Tuned(activations, (), (Choice({"PAIRS": 32, "UNITS": 64}, 4, 2),), _deviations_arrays)
@@ -244,12 +243,12 @@ class Fused:
     @property
     def in_parts(self) -> bool:
         """Whether products don't fit the registers at once."""
-        return self.width > _NARROW and (self.depth > 2 or (self.depth == 2 and self.outputs >= _NARROW))
+        return self.width > AT_ONCE and (self.depth > 2 or (self.depth == 2 and self.outputs >= AT_ONCE))
 
 
 def fused_for(units: list[int], n_out: int) -> Fused | None:
     width, outputs = (max(LEAST, triton.next_power_of_2(n)) for n in (max(units), n_out))
-    if len(units) > MOST_DEPTH or max(width, outputs) > _WIDE or (len(units) == MOST_DEPTH and outputs > _NARROW):
+    if len(units) > MOST_DEPTH or max(width, outputs) > MOST_WIDTH or (len(units) == MOST_DEPTH and outputs > AT_ONCE):
         return None
     return Fused(len(units), max(width, outputs), outputs)
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from lmn.kernels import triton_product_ops as products
+from lmn.kernels.activations import STRAIGHT_CORES
 from lmn.kernels.jacobians.problem import Chain, Problem
 from lmn.kernels.jacobians.torch_eager import TailMaps
 from lmn.kernels.jacobians.triton_ops import narrow_maps
-from lmn.kernels.triton_host import POINTS, NarrowChain, on, wide_layers
+from lmn.kernels.triton_host import AT_ONCE, MOST_DEPTH, POINTS, NarrowChain, on, wide_layers
 
 _SCRATCH_BYTES = 1 << 26  # of the rows between two products of a wide chain
 
@@ -31,7 +32,7 @@ class TritonMaps:
 
     def __init__(self, chain: Chain, device: torch.device, tail: TailMaps | None = None) -> None:
         self._chain, self._device, self._tail = chain, device, tail
-        self._narrow = NarrowChain.of(chain, device)
+        self._narrow = _narrow(chain, device)
         self.n_columns = chain.n_in if chain.narrowed is None else len(chain.narrowed)
 
     def jacobians(self, samples: Tensor) -> Tensor:
@@ -123,6 +124,15 @@ class TritonMaps:
     @cached_property
     def _forward(self) -> list[dict[str, Any]]:
         return wide_layers(self._chain, self._device, slopes=True)
+
+
+def _narrow(chain: Chain, device: torch.device) -> NarrowChain | None:
+    """The slopes of four layers of more units take the registers that cores with slopes of their own need."""
+    narrow = NarrowChain.of(chain, device)
+    straight = all(layer.activation.core in STRAIGHT_CORES for layer in chain.layers)
+    if narrow is not None and narrow.width > AT_ONCE and narrow.depth == MOST_DEPTH and not straight:
+        return None
+    return narrow
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,17 @@ from lmn.kernels.activations import CORES, STRAIGHT_CORES
 from lmn.kernels.jacobians.triton_fused import GRAM, STORED, fused
 from lmn.kernels.triton_cases import Case, empty, forward
 from lmn.kernels.triton_checks import Arrays, require, single, sizes_of
-from lmn.kernels.triton_host import LEAST, MOST_DEPTH, MOST_WIDTH, POINTS, check_layers, first_arrays, forward_arrays, numbered
+from lmn.kernels.triton_host import (
+    AT_ONCE,
+    LEAST,
+    MOST_DEPTH,
+    MOST_WIDTH,
+    POINTS,
+    check_layers,
+    first_arrays,
+    forward_arrays,
+    numbered,
+)
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, COLUMNS = 16, 32
@@ -26,7 +36,7 @@ def _has_registers(arguments: dict[str, Any], backend: str) -> bool:
     """Cores with a slope of their own take what is left, and so does a sweep that ends in a layer."""
     cores = (arguments[f"CORE{layer}"] for layer in range(arguments["DEPTH"]))
     has_room = arguments["ENDS"] and all(CORES[core] in STRAIGHT_CORES for core in cores)
-    return backend == "hip" or arguments["DEPTH"] < 3 or has_room
+    return arguments["WIDTH"] <= AT_ONCE and (backend == "hip" or arguments["DEPTH"] < 3 or has_room)
 
 
 def _arrays(given: dict[str, Any]) -> Arrays:
@@ -111,12 +121,15 @@ def cases(thorough: bool) -> Iterator[Case]:
     """Forward and reverse, with a last map and without, from the deepest chains, and from the deepest in fewer warps; of few
     inputs and of few units too."""
     for depth, core in itertools.product(range(1, MOST_DEPTH + 1), CORES):
-        for width, n_in in ((MOST_WIDTH, 64), (MOST_WIDTH, 2), (LEAST, 64)):
+        for width, n_in in ((MOST_WIDTH, 64), (AT_ONCE, 64), (AT_ONCE, 2), (LEAST, 64)):
+            most = MOST_DEPTH if width <= AT_ONCE or core in STRAIGHT_CORES else MOST_DEPTH - 1
+            if depth > most:
+                continue
             for grams, ends, reverse in itertools.product((False, True), repeat=3):
-                deepest = core in ("abs", "mish") and depth == MOST_DEPTH and reverse
-                of_fewer_warps = core == "mish" and depth == 2 and reverse and ends
-                of_the_largest = (width, n_in) == (MOST_WIDTH, 64)
-                forward_too = core == "mish" and depth == MOST_DEPTH and ends and of_the_largest
+                deepest = core in ("abs", "mish") and depth == most and reverse
+                of_fewer_warps = core == "mish" and depth == 2 and reverse and ends and width == AT_ONCE
+                of_the_largest = n_in == 64 and width >= AT_ONCE
+                forward_too = core == "mish" and depth == most and ends and of_the_largest
                 in_default = of_fewer_warps or forward_too or (deepest and (of_the_largest or (core == "mish" and ends)))
                 if in_default or (thorough and (of_the_largest or (core == "mish" and ends))):
                     label = f"{depth} x {width} {core} of {n_in}, {'inner products' if grams else 'stored'}"

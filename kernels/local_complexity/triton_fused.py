@@ -111,15 +111,15 @@ def fused(
         least0, most0 = seen(z, least0, most0)
         if DEPTH > 1:
             u = activated(z, scales, straights, parameters, 0, columns, WIDTH, CORE0)
-            z = next_map(u, here, biases, 0, columns, WIDTH, PRECISION)
+            z = next_map(u, here, biases, 0, columns, nothing, WIDTH, PRECISION)
             least1, most1 = seen(z, least1, most1)
         if DEPTH > 2:
             u = activated(z, scales, straights, parameters, 1, columns, WIDTH, CORE1)
-            z = next_map(u, here, biases, 1, columns, WIDTH, PRECISION)
+            z = next_map(u, here, biases, 1, columns, nothing, WIDTH, PRECISION)
             least2, most2 = seen(z, least2, most2)
         if DEPTH > 3:
             u = activated(z, scales, straights, parameters, 2, columns, WIDTH, CORE2)
-            z = next_map(u, here, biases, 2, columns, WIDTH, PRECISION)
+            z = next_map(u, here, biases, 2, columns, nothing, WIDTH, PRECISION)
             least3, most3 = seen(z, least3, most3)
     _of_layer(least0, most0, breakpoints, layout, 0, counts, sample, n_layers, columns, MOST_BREAKPOINTS)
     if DEPTH > 1:

@@ -16,7 +16,7 @@ from lmn.kernels.local_complexity.triton_fused import fused
 from lmn.kernels.local_complexity.triton_wide import layer as wide_layer
 from lmn.kernels.triton_cases import Case, empty, forward
 from lmn.kernels.triton_checks import Arrays, check_cores, of_type, single, sizes_of
-from lmn.kernels.triton_host import LEAST, MOST_DEPTH, MOST_WIDTH, check_layers, first_arrays, forward_arrays, numbered
+from lmn.kernels.triton_host import AT_ONCE, LEAST, MOST_DEPTH, MOST_WIDTH, check_layers, first_arrays, forward_arrays, numbered
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, UNITS = 16, 64
@@ -44,8 +44,8 @@ def _layer_arrays(given: dict[str, Any]) -> Arrays:
 
 
 def _shares_columns(given: dict[str, Any], backend: str) -> bool:
-    """Eight warps share out 64 columns; with fewer some share rows, and take more registers for the products of 32."""
-    return backend == "cuda" and bool(given["WIDTH"] == MOST_WIDTH)
+    """Of 64 columns that eight warps share out; with fewer some share rows, and more take more registers."""
+    return backend == "cuda" and bool(given["WIDTH"] == AT_ONCE)
 
 
 _NARROW = Tuned(fused, ("DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "n_in", "n_directions"), (
@@ -169,7 +169,7 @@ def cases(thorough: bool) -> Iterator[Case]:
     """The deepest narrow chains, and layers of wide ones: the first, those between, the last."""
     for depth in range(1, MOST_DEPTH + 1) if thorough else (MOST_DEPTH,):
         for core in CORES[1:] if thorough else ("abs", "mish"):
-            for width in (MOST_WIDTH, LEAST):
+            for width in (MOST_WIDTH, AT_ONCE, LEAST):
                 yield Case(
                     "local complexity", f"{depth} x {width} {core}", partial(_narrow_case, depth, width, CORES.index(core))
                 )  # fmt: skip

@@ -31,14 +31,14 @@ def _on_the_grid(origin, steps, counts, points, n_axes, columns, WIDTH: tl.const
 
 @triton.jit
 def _bits(z, a, b, on_edge, breakpoints, layout, layer, words, points, present, n_words, columns,
-          MOST_BREAKPOINTS: tl.constexpr, POINTS: tl.constexpr, EDGES: tl.constexpr):  # fmt: skip
+          MOST_BREAKPOINTS: tl.constexpr, WIDTH: tl.constexpr, POINTS: tl.constexpr, EDGES: tl.constexpr):  # fmt: skip
     """The words of a layer, stored and hashed; and which points are on an edge, where that is asked for.
 
     layout, int32, is of each layer: units, breakpoints, first word, words.
     """
     n_units, n_breakpoints = tl.load(layout + 4 * layer), tl.load(layout + 4 * layer + 1)
     first_word, n_of_layer = tl.load(layout + 4 * layer + 2), tl.load(layout + 4 * layer + 3)
-    for number in tl.static_range(MOST_BREAKPOINTS):  # 64 units have at most so many words
+    for number in tl.static_range(MOST_BREAKPOINTS * ((WIDTH + 63) // 64)):  # the most words of so many units
         word = tl.zeros((POINTS,), tl.int64)
         for which in tl.static_range(MOST_BREAKPOINTS):
             at = tl.load(breakpoints + layer * MOST_BREAKPOINTS + which)
@@ -79,6 +79,7 @@ def fused(
     n_in,
     n_axes,
     n_words,
+    nothing,
     GRID: tl.constexpr,
     INDEXED: tl.constexpr,
     EDGES: tl.constexpr,
@@ -112,22 +113,22 @@ def fused(
     a, b = first_hash(POINTS)
     on_edge = tl.zeros((POINTS,), tl.int32)
     a, b, on_edge = _bits(z, a, b, on_edge, breakpoints, layout, 0, words, places, present, n_words, columns,
-                          MOST_BREAKPOINTS, POINTS, EDGES)  # fmt: skip
+                          MOST_BREAKPOINTS, WIDTH, POINTS, EDGES)  # fmt: skip
     if DEPTH > 1:
         u = activated(z, scales, straights, parameters, 0, columns, WIDTH, CORE0)
-        z = next_map(u, weights, biases, 0, columns, WIDTH, PRECISION)
+        z = next_map(u, weights, biases, 0, columns, nothing, WIDTH, PRECISION)
         a, b, on_edge = _bits(z, a, b, on_edge, breakpoints, layout, 1, words, places, present, n_words, columns,
-                              MOST_BREAKPOINTS, POINTS, EDGES)  # fmt: skip
+                              MOST_BREAKPOINTS, WIDTH, POINTS, EDGES)  # fmt: skip
     if DEPTH > 2:
         u = activated(z, scales, straights, parameters, 1, columns, WIDTH, CORE1)
-        z = next_map(u, weights, biases, 1, columns, WIDTH, PRECISION)
+        z = next_map(u, weights, biases, 1, columns, nothing, WIDTH, PRECISION)
         a, b, on_edge = _bits(z, a, b, on_edge, breakpoints, layout, 2, words, places, present, n_words, columns,
-                              MOST_BREAKPOINTS, POINTS, EDGES)  # fmt: skip
+                              MOST_BREAKPOINTS, WIDTH, POINTS, EDGES)  # fmt: skip
     if DEPTH > 3:
         u = activated(z, scales, straights, parameters, 2, columns, WIDTH, CORE2)
-        z = next_map(u, weights, biases, 2, columns, WIDTH, PRECISION)
+        z = next_map(u, weights, biases, 2, columns, nothing, WIDTH, PRECISION)
         a, b, on_edge = _bits(z, a, b, on_edge, breakpoints, layout, 3, words, places, present, n_words, columns,
-                              MOST_BREAKPOINTS, POINTS, EDGES)  # fmt: skip
+                              MOST_BREAKPOINTS, WIDTH, POINTS, EDGES)  # fmt: skip
     if EDGES:
         apart = tl.where(on_edge > 0, numbers + 1, 0)
         a, b = next_hash(a, b, apart)

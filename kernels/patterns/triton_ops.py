@@ -17,7 +17,17 @@ from lmn.kernels.patterns.triton_fused import fused
 from lmn.kernels.patterns.triton_wide import layer
 from lmn.kernels.triton_cases import Case, empty, forward
 from lmn.kernels.triton_checks import Arrays, check_cores, of_type, require, single, sizes_of
-from lmn.kernels.triton_host import LEAST, MOST_DEPTH, MOST_WIDTH, POINTS, check_layers, first_arrays, forward_arrays, numbered
+from lmn.kernels.triton_host import (
+    AT_ONCE,
+    LEAST,
+    MOST_DEPTH,
+    MOST_WIDTH,
+    POINTS,
+    check_layers,
+    first_arrays,
+    forward_arrays,
+    numbered,
+)
 from lmn.kernels.triton_targets import IS_TRITON_3_2
 from lmn.kernels.triton_tuned import Choice, Tuned
 
@@ -71,7 +81,11 @@ def _hash_arrays(given: dict[str, Any]) -> Arrays:
     return of_type(torch.int64, words=(given["n_points"], given["n_words"]), hashes=(given["n_points"], 2))
 
 
-_NARROW = Tuned(fused, _KEY, (Choice({}, 8, roomy=True), Choice({}, 4, roomy=True)), _narrow_arrays)
+def _is_small(given: dict[str, Any], backend: str) -> bool:
+    return backend == "hip" or bool(given["WIDTH"] <= AT_ONCE)
+
+
+_NARROW = Tuned(fused, _KEY, (Choice({}, 8, roomy=True), Choice({}, 4, roomy=True, fits=_is_small)), _narrow_arrays)
 _LAYER = Tuned(layer, ("EDGES", "LAST", "CORE", "n_in", "n_units"), (
     Choice({"ROWS": 128}, 8, 2, roomy=True), Choice({"ROWS": 32}, 8, 2)
 ), _layer_arrays)  # fmt: skip
@@ -126,6 +140,7 @@ def narrow_patterns(
         n_in=0 if x is None else x.shape[1],
         n_axes=0 if steps is None else len(steps),
         n_words=n_words,
+        nothing=0,
         GRID=x is None,
         INDEXED=indices is not None,
         EDGES=edges,
@@ -222,9 +237,9 @@ def cases(thorough: bool) -> Iterator[Case]:
         for core in ("abs", "clamp"):  # those of piecewise-linear activations
             where = ("grid", "some of a grid", "samples") if TAKES_GRIDS else ("samples",)
             for points in where:  # of a grid, those on edges are not told apart by its arithmetic
-                for edges, width, n_in in itertools.product((False, True), (MOST_WIDTH, LEAST), (64, 2, 1)):
+                for edges, width, n_in in itertools.product((False, True), (MOST_WIDTH, AT_ONCE, LEAST), (64, 2, 1)):
                     of_grid = points != "samples" and not edges and n_in == 64
-                    if of_grid or (points == "samples" and (thorough or (edges and MOST_WIDTH in (width, n_in)))):
+                    if of_grid or (points == "samples" and (thorough or (edges and 64 in (width, n_in)))):
                         of = f"{points} of {n_in}" if points == "samples" else points
                         label = f"{depth} x {width} {core}, {of}{', edges' if edges else ''}"
                         yield Case("patterns", label, partial(_narrow_case, depth, width, core, n_in, points, edges))
