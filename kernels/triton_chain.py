@@ -9,6 +9,8 @@ from lmn.kernels.cores_triton import activation, activation_with_slope
 
 AT_ONCE = tl.constexpr(64)  # rows of a matrix that fit the registers beside a tile; more are multiplied in parts
 
+MOST_BREAKPOINTS = tl.constexpr(2)  # of an activation that is in the kernels' table
+
 
 @triton.jit
 def some_columns(u, which, WIDTH: tl.constexpr, SOME: tl.constexpr):
@@ -53,9 +55,9 @@ def first_map(x, first, bias, points, present, n_in, columns, WIDTH: tl.constexp
 
 
 @triton.jit
-def next_map(u, weights, biases, layer, columns, nothing, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
+def next_map(u, weights, biases, layer, columns, nothing, WIDTH: tl.constexpr, SOME: tl.constexpr, PRECISION: tl.constexpr):
     """The pre-activations of layer + 1 from the activations of a layer."""
-    z = product(u, weights + layer * WIDTH * WIDTH, WIDTH, columns, None, nothing, WIDTH, AT_ONCE, PRECISION)
+    z = product(u, weights + layer * WIDTH * WIDTH, WIDTH, columns, None, nothing, WIDTH, SOME, PRECISION)
     return z + tl.load(biases + layer * WIDTH + columns)[None, :]
 
 
@@ -90,6 +92,7 @@ def slopes_of(
     nothing,
     DEPTH: tl.constexpr,
     WIDTH: tl.constexpr,
+    SOME: tl.constexpr,
     CORE0: tl.constexpr,
     CORE1: tl.constexpr,
     CORE2: tl.constexpr,
@@ -100,12 +103,12 @@ def slopes_of(
     u, s0 = activated_with_slope(z, scales, straights, parameters, 0, columns, WIDTH, CORE0)
     s1, s2, s3 = s0, s0, s0
     if DEPTH > 1:
-        z = next_map(u, weights, biases, 0, columns, nothing, WIDTH, PRECISION)
+        z = next_map(u, weights, biases, 0, columns, nothing, WIDTH, SOME, PRECISION)
         u, s1 = activated_with_slope(z, scales, straights, parameters, 1, columns, WIDTH, CORE1)
     if DEPTH > 2:
-        z = next_map(u, weights, biases, 1, columns, nothing, WIDTH, PRECISION)
+        z = next_map(u, weights, biases, 1, columns, nothing, WIDTH, SOME, PRECISION)
         u, s2 = activated_with_slope(z, scales, straights, parameters, 2, columns, WIDTH, CORE2)
     if DEPTH > 3:
-        z = next_map(u, weights, biases, 2, columns, nothing, WIDTH, PRECISION)
+        z = next_map(u, weights, biases, 2, columns, nothing, WIDTH, SOME, PRECISION)
         u, s3 = activated_with_slope(z, scales, straights, parameters, 3, columns, WIDTH, CORE3)
     return s0, s1, s2, s3

@@ -21,6 +21,7 @@ AT_ONCE: int = triton_chain.AT_ONCE.value
 MOST_WIDTH = 128  # units of a layer up to which what a tile keeps of it fits the registers
 MOST_WEIGHTS = 2**31 - 1  # of a matrix, in which places are counted with 32 bits
 LEAST = 32  # more columns than rows, so that warps share out columns
+MOST_BREAKPOINTS: int = triton_chain.MOST_BREAKPOINTS.value
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,15 @@ class NarrowChain:
         own = {"biases": biases, "scales": scales, "straights": straights, "parameters": torch.tensor(parameters, device="cpu")}
         return {"weights": self.weights} | {name: value.float().to(self.device) for name, value in own.items()}
 
+    def bends(self, breakpoints: list[np.ndarray]) -> dict[str, Any]:
+        """What kernels take that tell on which side of a layer's breakpoints its units are: of each layer its breakpoints."""
+        padded = np.stack([np.resize([*at, np.nan, np.nan], MOST_BREAKPOINTS) for at in breakpoints])
+        return {
+            "breakpoints": on(self.device, padded),
+            "n_units": list(self.chain.units),
+            "n_breakpoints": [len(at) for at in breakpoints],
+        }
+
     def padded(self, values: np.ndarray, *shape: int) -> Tensor:
         """Values in a corner of zeros."""
         whole = torch.zeros(*shape, dtype=torch.float32, device="cpu")
@@ -123,6 +133,24 @@ def check_layers(scales: Tensor, cores: list[int]) -> tuple[int, int]:
     return depth, width
 
 
+def check_breakpoints(of_layer: Tensor) -> None:
+    """That a layer has no more than the kernels tell apart."""
+    (n,) = sizes_of("breakpoints", of_layer, 1)
+    require(n <= MOST_BREAKPOINTS, f"units have up to {MOST_BREAKPOINTS} breakpoints; got {n}.")
+
+
+def check_bends(n_units: list[int], n_breakpoints: list[int], depth: int, width: int) -> None:
+    """That there is a number of units and of breakpoints for each layer."""
+    require(
+        len(n_units) == depth and all(0 < n <= width for n in n_units),
+        f"{depth} layers have 1 to {width} units each; got n_units {n_units}.",
+    )
+    require(
+        len(n_breakpoints) == depth and all(0 <= n <= MOST_BREAKPOINTS for n in n_breakpoints),
+        f"{depth} layers have up to {MOST_BREAKPOINTS} breakpoints each; got n_breakpoints {n_breakpoints}.",
+    )
+
+
 def first_arrays(given: dict[str, Any]) -> Arrays:
     """What a narrow chain's kernel takes of samples and the first affine map."""
     n_in, width = given["n_in"], given["WIDTH"]
@@ -137,7 +165,7 @@ def forward_arrays(given: dict[str, Any]) -> Arrays:
     return single(weights=(between, width, width), biases=(between, width)) | of_units
 
 
-def numbered(cores: list[int], n: int = MOST_DEPTH) -> dict[str, int]:
-    """Cores as the constexprs of narrow kernels."""
-    padded = [*cores, *[0] * n]
-    return {f"CORE{number}": padded[number] for number in range(n)}
+def numbered(name: str, of_layers: list[int], n: int = MOST_DEPTH) -> dict[str, int]:
+    """What there is one of for each layer, as the arguments of narrow kernels."""
+    padded = [*of_layers, *[0] * n]
+    return {f"{name}{number}": padded[number] for number in range(n)}

@@ -15,6 +15,7 @@ from lmn.kernels.activations import CORES
 from lmn.kernels.triton_cases import Case, empty
 from lmn.kernels.triton_checks import Arrays, check_cores, require, single, sizes_of
 from lmn.kernels.triton_products import PLAIN, SLOPED, WITH_SLOPES, products
+from lmn.kernels.triton_targets import Target
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 _KEY = ("n_in", "n_out", "EPILOGUE", "CORE")
@@ -32,9 +33,9 @@ def _arrays(given: dict[str, Any]) -> Arrays:
     return arrays
 
 
-def _is_even(given: dict[str, Any], backend: str) -> bool:
+def _is_even(given: dict[str, Any], target: Target) -> bool:
     """Loads of rows that begin anywhere take registers, and so do their stages, and a core with its slope."""
-    return backend == "hip" or (given["n_in"] % 16 == 0 and given["n_out"] % 16 == 0)
+    return target.backend == "hip" or (given["n_in"] % 16 == 0 and given["n_out"] % 16 == 0)
 
 
 _PLAIN = Tuned(products, _KEY, (

@@ -18,7 +18,7 @@ from triton.backends.amd.compiler import HIPBackend
 from triton.backends.compiler import GPUTarget
 
 from lmn.kernels.triton_cases import Case
-from lmn.kernels.triton_targets import IS_TRITON_3_2, precision_on
+from lmn.kernels.triton_targets import IS_TRITON_3_2, Target, precision_on
 from lmn.kernels.triton_tuned import Choice, Launch
 from lmn.kernels.triton_work import RATES, works
 
@@ -173,7 +173,7 @@ def _tasks(thorough: bool) -> Iterator[Task]:
     for number, case in enumerate(_all(thorough)):
         launch = case.launch
         for target, gpu in targets.items():
-            for choice in launch.tuned.fitting(launch.arguments, gpu.backend):
+            for choice in launch.tuned.fitting(launch.arguments, Target.of(gpu)):
                 yield number, launch.tuned.choices.index(choice), target
 
 

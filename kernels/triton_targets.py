@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import torch
 import triton
+from triton.backends.compiler import GPUTarget
 
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])  # of Triton
 IS_TRITON_3_2 = VERSION == (3, 2)
 
 
-def backend_of(device: torch.device) -> str:
-    """Triton's name of a device's vendor: "cuda" or "hip"; "cpu" of what its interpreter runs."""
+@dataclass(frozen=True)
+class Target:
+    """What runs a kernel, so far as it decides which configurations fit.
+
+    Attributes
+    ----------
+    backend : str
+        Triton's name of a vendor: "cuda" or "hip"; "cpu" of its interpreter.
+    takes_64_rows : bool
+        Whether products of 64 rows take a matrix from shared memory, and not through registers: on Hopper, and from Blackwell's
+        data centre GPUs on.
+    """
+
+    backend: str
+    takes_64_rows: bool = False
+
+    @classmethod
+    def of(cls, gpu: GPUTarget) -> Target:
+        return cls(gpu.backend, gpu.backend == "cuda" and gpu.arch // 10 in (9, 10))
+
+
+def target_of(device: torch.device) -> Target:
+    """What a device is."""
     if os.environ.get("TRITON_INTERPRET") == "1":
-        return "cpu"
+        return Target("cpu")
     if device.type != "cuda":
         raise ValueError(f"Triton kernels run on a GPU, or with TRITON_INTERPRET=1 in its interpreter; got arrays on {device}.")
-    return "cuda" if torch.version.hip is None else "hip"
+    if torch.version.hip is not None:
+        return Target("hip")
+    major, minor = torch.cuda.get_device_capability(device)
+    return Target.of(GPUTarget("cuda", 10 * major + minor, 32))
 
 
 def precision_on(backend: str) -> str:

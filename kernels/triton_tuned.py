@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from lmn.kernels.triton_checks import Arrays, check_arrays, check_grid, require
-from lmn.kernels.triton_targets import backend_of, precision_on, warps_on
+from lmn.kernels.triton_targets import Target, precision_on, target_of, warps_on
 
 Grid = tuple[int, ...] | Callable[[dict[str, Any]], tuple[int, ...]]
 
@@ -23,7 +23,7 @@ _PRECISIONS = ("", "ieee", "tf32x3", "tf32")
 _WAVES = 4  # programs a multiprocessor, from which on a launch says which configuration is the fastest
 
 
-def _always(_arguments: dict[str, Any], _backend: str) -> bool:
+def _always(_arguments: dict[str, Any], _target: Target) -> bool:
     return True
 
 
@@ -38,14 +38,14 @@ class Choice:
     roomy : bool
         Whether a thread may have all registers, where the compiler would rather spill a few to fit more warps.
     fits : callable
-        (arguments, "cuda" or "hip") to whether it fits the registers: only then it is launched.
+        (arguments, target) to whether it fits the registers: only then it is launched.
     """
 
     tile: dict[str, int]
     warps: int
     stages: int = 1
     roomy: bool = False
-    fits: Callable[[dict[str, Any], str], bool] = _always
+    fits: Callable[[dict[str, Any], Target], bool] = _always
 
     def __str__(self) -> str:
         tile = " x ".join(str(value) for value in self.tile.values() if not isinstance(value, bool))
@@ -87,8 +87,8 @@ class Tuned:
     arrays: Callable[[dict[str, Any]], Arrays]
     _autotuners: dict[tuple[tuple[Choice, ...], torch.device], Any] = field(default_factory=dict)
 
-    def fitting(self, arguments: dict[str, Any], backend: str) -> tuple[Choice, ...]:
-        return tuple(choice for choice in self.choices if choice.fits(arguments, backend))
+    def fitting(self, arguments: dict[str, Any], target: Target) -> tuple[Choice, ...]:
+        return tuple(choice for choice in self.choices if choice.fits(arguments, target))
 
     def launch(self, grid: Grid, precision: str = "", **arguments: Any) -> None:
         """Run the kernel on the device that its tensors are on, unless the grid is empty.
@@ -112,10 +112,11 @@ class Tuned:
         if launches is not None:
             launches.append(Launch(self, arguments | ({"PRECISION": precision} if takes_precision else {})))
             return
-        backend = backend_of(device)
+        target = target_of(device)
+        backend = target.backend
         if takes_precision:
             arguments["PRECISION"] = precision or precision_on(backend)
-        choices = self.fitting(arguments, backend)
+        choices = self.fitting(arguments, target)
         first = choices[0]
         size = grid(first.tile) if callable(grid) else grid
         check_grid(size)

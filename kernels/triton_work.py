@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING
 
 import triton
 
-from lmn.kernels.triton_host import LEAST, MOST_DEPTH, MOST_WIDTH
+from lmn.kernels.triton_host import AT_ONCE, LEAST, MOST_DEPTH, MOST_WIDTH
 
 if TYPE_CHECKING:
     from lmn.kernels.connectivity.triton_ops import Fused
 
-# Instructions of one lane in what Triton 3.7 makes for sm_90. In the narrow kernels, whose 16 rows all warps share: of a value
+# Instructions of one lane in what Triton 3.7 makes for sm_90. In the narrow kernels, whose few rows all warps share: of a value
 # through its activation to the matrix unit; of a weight that is taken apart for it; of a value that only goes there; of a sign
 # with its share of a hash; of an output that is summed up. In wide products: of an operand that is loaded and taken apart, in
 # tiles of 64 rows and more, and of fewer.
-_CORE, _WEIGHT, _OPERAND, _BITS, _SUM = 63.0, 5.6, 30.0, 40.0, 6.0
+_CORE, _WEIGHT, _OPERAND, _BITS, _SUM = 63.0, 5.6, 30.0, 30.0, 6.0
 _LOADED, _LOADED_OF_FEW = 13.0, 26.0
 _IN_PARTS = 1.2  # as many instructions, where a product does not fit the registers at once
 _TILE = 16  # rows of a narrow chain's tile, and inputs that go through its first map at a time
+_POINTS = {32: 64, 64: 32, 128: 16}  # rows of a tile of patterns, whose layers are forgotten, by its columns
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,11 @@ def _width(units: tuple[int, ...]) -> int | None:
     return width if len(units) <= MOST_DEPTH and width <= MOST_WIDTH else None
 
 
+def _parts(width: int) -> float:
+    """How many times as many instructions a narrow chain's products take for being taken in parts."""
+    return _IN_PARTS if width > AT_ONCE else 1.0
+
+
 def _product(n_rows: int, n_in: int, n_out: int, *, tile: int = 64, writes: bool = True) -> Work:
     """A wide layer's, whose rows come from memory and go there, in tiles of so many rows and of 64 columns."""
     rows, ins, outs = _padded(n_rows, tile), _padded(n_in, 32), _padded(n_out, 64)
@@ -185,14 +191,16 @@ def patterns(n: int, widths: tuple[int, ...], n_axes: int | None = None) -> Work
     if width is None:
         run = sum((_product(n, a, b) for a, b in itertools.pairwise(widths[:-1])), Work(case))
         return run + Work("", instructions=n * sum(units) * (_BITS + 4), memory=2 * 8.0 * n * words)
-    points = _padded(n, _TILE)
+    tile = _POINTS[width]
+    points = _padded(n, tile)
     weights = (_padded(widths[0], _TILE) * width if n_axes is None else 0) + (len(units) - 1) * width**2
+    instructions = width * (len(units) * (_BITS + _OPERAND) + 4 * (n_axes or 0)) + weights / tile * _WEIGHT
     return Work(
         case,
         of_tiles=2.0 * points * weights,
-        instructions=points * (width * (len(units) * (_BITS + _OPERAND) + 4 * (n_axes or 0)) + weights / _TILE * _WEIGHT),
+        instructions=points * instructions * _parts(width),
         memory=memory,
-        cache=4.0 * points / _TILE * weights,
+        cache=4.0 * points / tile * weights,
     )
 
 
@@ -212,7 +220,7 @@ def jacobians(n: int, widths: tuple[int, ...], *, grams: bool = False) -> Work:
     return Work(
         case,
         of_tiles=2.0 * points * (forward_weights + rows * (sweep_weights + (_TILE * ins if grams else 0))),
-        instructions=points * depth * width * (_CORE + rows * _OPERAND) + loads * _WEIGHT,
+        instructions=(points * depth * width * (_CORE + rows * _OPERAND) + loads * _WEIGHT) * _parts(width),
         memory=4.0 * n * (n_in + (n_out**2 if grams else n_out * n_in)),
         cache=4.0 * loads,
     )
@@ -236,7 +244,8 @@ def local_complexity(n: int, widths: tuple[int, ...], n_directions: int = 25) ->
     return Work(
         case,
         of_tiles=2.0 * rows * between,
-        instructions=rows * (width * len(units) * (_CORE + 4) + between / _TILE * _WEIGHT) + 2.0 * n * n_in * width,
+        instructions=rows * (width * len(units) * (_CORE + 4) + between / _TILE * _WEIGHT) * _parts(width)
+        + 2.0 * n * n_in * width,
         memory=4.0 * n * n_in,
         cache=4.0 * (rows / _TILE * between + n * n_in * width),
     )

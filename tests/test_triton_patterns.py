@@ -115,8 +115,8 @@ def test_points_of_an_axis_longer_than_float32_counts() -> None:
     none = torch.zeros(1, width)
     narrow_patterns(
         None, None, torch.full((width,), -float(zero)), torch.ones(1, width), torch.tensor([2**27]),
-        torch.zeros(1, width, width), none, none, none, torch.zeros(1, 3), torch.zeros(1, 1),
-        torch.tensor([[1, 1, 0, 1]], dtype=torch.int32), None, zero - 8, [1], False, words, hashes,
+        torch.zeros(1, width, width), none, none, none, torch.zeros(1, 3), torch.zeros(1, 2), [1], [1],
+        None, zero - 8, [1], False, words, hashes,
     )  # fmt: skip
     assert words[:, 0].tolist() == [0] * 9 + [1] * 7
 

@@ -8,18 +8,20 @@ import sys
 from lmn.kernels import triton_report, triton_work
 from lmn.kernels.activations import CORES, STRAIGHT_CORES
 from lmn.kernels.connectivity.triton_ops import Fused
+from lmn.kernels.triton_targets import Target
 from lmn.kernels.triton_tuned import Choice
 
 _COMPILE = """
 import json
 from lmn.kernels import triton_report
+from lmn.kernels.triton_targets import Target
 cases = {}
 for case in triton_report.cases():
     cases.setdefault(case.operation, case)  # the first of each
 found = []
 for case in cases.values():
     for target, gpu in triton_report.TARGETS.items():
-        choice = case.launch.tuned.fitting(case.launch.arguments, gpu.backend)[0]
+        choice = case.launch.tuned.fitting(case.launch.arguments, Target.of(gpu))[0]
         made = triton_report.compiled(case.launch, choice, target)
         found.append([case.operation, target, made.spills, made.fits, made.matrix, made.registers])
 print(json.dumps(found))
@@ -45,21 +47,21 @@ def test_every_case_of_the_report_launches_one_kernel_that_fits_somewhere() -> N
     assert len({(case.operation, case.label) for case in cases}) == len(cases)
     for case in cases:
         launch = case.launch
-        for backend in ("cuda", "hip"):
-            assert launch.tuned.fitting(launch.arguments, backend)
+        for target in (Target("cuda"), Target("hip"), Target("cpu")):
+            assert launch.tuned.fitting(launch.arguments, target)
         assert set(launch.arguments) | set(launch.tuned.choices[0].tile) == set(launch.tuned.kernel.arg_names)
 
 
-def launched(*, thorough: bool) -> dict[tuple[str, str, Choice], bool]:
+def launched(*, thorough: bool) -> dict[tuple[str, Target, Choice], bool]:
     """Configurations that kernels are launched in, and whether they are of activations with slopes of their own."""
-    found: dict[tuple[str, str, Choice], bool] = {}
+    found: dict[tuple[str, Target, Choice], bool] = {}
     for case in triton_report.cases(thorough):
         arguments = case.launch.arguments
         cores = [CORES[value] for name, value in arguments.items() if name.startswith("CORE")]
-        for backend in ("cuda", "hip"):
-            for choice in case.launch.tuned.fitting(arguments, backend):
-                of_slopes = found.get((case.operation, backend, choice), False)
-                found[case.operation, backend, choice] = of_slopes or not STRAIGHT_CORES.issuperset(cores)
+        for target in map(Target.of, triton_report.TARGETS.values()):
+            for choice in case.launch.tuned.fitting(arguments, target):
+                of_slopes = found.get((case.operation, target, choice), False)
+                found[case.operation, target, choice] = of_slopes or not STRAIGHT_CORES.issuperset(cores)
     return found
 
 

@@ -18,6 +18,7 @@ from lmn.kernels.connectivity import triton_ops as connectivity
 from lmn.kernels.jacobians import triton_ops as jacobians
 from lmn.kernels.local_complexity import triton_ops as local_complexity
 from lmn.kernels.patterns import triton_ops as patterns
+from lmn.kernels.triton_targets import Target
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 ALL = [
@@ -38,7 +39,7 @@ def launched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Kernels that were launched, all in the configuration of one number, or their last."""
     found = set[Tuned]()
 
-    def fitting(tuned: Tuned, _arguments: object, _backend: str) -> tuple[Choice, ...]:
+    def fitting(tuned: Tuned, _arguments: object, _target: Target) -> tuple[Choice, ...]:
         found.add(tuned)
         return (tuned.choices[min(request.param, len(tuned.choices) - 1)],)
 
@@ -104,7 +105,7 @@ def autotuners(monkeypatch: pytest.MonkeyPatch) -> list[Autotuner]:
         made.append(Autotuner(**options))
         return made[-1]
 
-    monkeypatch.setattr(triton_tuned, "backend_of", lambda _device: "cuda")
+    monkeypatch.setattr(triton_tuned, "target_of", lambda _device: Target("cuda"))
     monkeypatch.setattr(triton_tuned.triton, "autotune", autotune)
     monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(multi_processor_count=2))

@@ -19,31 +19,31 @@ from lmn.kernels.connectivity.triton_wide import activations, sums
 from lmn.kernels.triton_cases import Case, empty
 from lmn.kernels.triton_checks import Arrays, check_cores, require, single, sizes_of
 from lmn.kernels.triton_host import AT_ONCE, LEAST, MOST_DEPTH, MOST_WIDTH, check_layers, numbered
-from lmn.kernels.triton_targets import IS_TRITON_3_2, VERSION
+from lmn.kernels.triton_targets import IS_TRITON_3_2, VERSION, Target
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 PAIRS = 16  # of a fused tile: the rows of one instruction of the matrix unit
 _NARROW_KEY = ("DEPTH", "WIDTH", "OUTPUTS", "CORE0", "CORE1", "CORE2", "CORE3")
 
 
-def _is_small(given: dict[str, Any], _backend: str) -> bool:
+def _is_small(given: dict[str, Any], _target: Target) -> bool:
     return bool(given["DEPTH"] * given["WIDTH"] <= MOST_WIDTH and given["OUTPUTS"] <= AT_ONCE)
 
 
-def _fits_whole(given: dict[str, Any], _backend: str) -> bool:
+def _fits_whole(given: dict[str, Any], _target: Target) -> bool:
     """Older Tritons use more registers."""
     return given["WIDTH"] <= AT_ONCE or (given["DEPTH"] == 1 and (given["OUTPUTS"] <= AT_ONCE or not IS_TRITON_3_2))
 
 
-def _fits_whole_with_reloads(given: dict[str, Any], _backend: str) -> bool:
+def _fits_whole_with_reloads(given: dict[str, Any], _target: Target) -> bool:
     return given["WIDTH"] > AT_ONCE and given["DEPTH"] == 2 and given["OUTPUTS"] < AT_ONCE and VERSION >= (3, 5)
 
 
-def _fits_in_parts(given: dict[str, Any], _backend: str) -> bool:
+def _fits_in_parts(given: dict[str, Any], _target: Target) -> bool:
     return bool(given["WIDTH"] > AT_ONCE and given["DEPTH"] <= 2)
 
 
-def _fits_in_parts_with_reloads(given: dict[str, Any], _backend: str) -> bool:
+def _fits_in_parts_with_reloads(given: dict[str, Any], _target: Target) -> bool:
     return bool(given["WIDTH"] > AT_ONCE and given["DEPTH"] > 2)
 
 
@@ -149,7 +149,7 @@ def narrow_pairs(
         WIDTH=width,
         OUTPUTS=outputs,
         PAIRS=PAIRS,
-        **numbered(cores),
+        **numbered("CORE", cores),
         precision=precision,
     )
 

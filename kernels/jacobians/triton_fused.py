@@ -10,20 +10,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lmn.kernels.triton_chain import AT_ONCE, first_map, product, slopes_of, some_columns
+from lmn.kernels.triton_chain import first_map, product, slopes_of, some_columns
 
 STORED, GRAM = tl.constexpr(0), tl.constexpr(1)
 
 
 @triton.jit
-def _swept(rows, s1, s2, s3, matrices, columns, nothing, DEPTH: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
+def _swept(rows, s1, s2, s3, matrices, columns, nothing, DEPTH: tl.constexpr, WIDTH: tl.constexpr, SOME: tl.constexpr,
+           PRECISION: tl.constexpr):  # fmt: skip
     """Rows, (POINTS, WIDTH), through the matrices between the slopes, (POINTS, WIDTH) or (1, WIDTH), up to the last of them."""
     if DEPTH > 1:
-        rows = product(rows, matrices, WIDTH, columns, None, nothing, WIDTH, AT_ONCE, PRECISION) * s1
+        rows = product(rows, matrices, WIDTH, columns, None, nothing, WIDTH, SOME, PRECISION) * s1
     if DEPTH > 2:
-        rows = product(rows, matrices + WIDTH * WIDTH, WIDTH, columns, None, nothing, WIDTH, AT_ONCE, PRECISION) * s2
+        rows = product(rows, matrices + WIDTH * WIDTH, WIDTH, columns, None, nothing, WIDTH, SOME, PRECISION) * s2
     if DEPTH > 3:
-        rows = product(rows, matrices + 2 * WIDTH * WIDTH, WIDTH, columns, None, nothing, WIDTH, AT_ONCE, PRECISION) * s3
+        rows = product(rows, matrices + 2 * WIDTH * WIDTH, WIDTH, columns, None, nothing, WIDTH, SOME, PRECISION) * s3
     return rows
 
 
@@ -60,6 +61,7 @@ def fused(
     POINTS: tl.constexpr,
     INS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    SOME: tl.constexpr,
     CORE0: tl.constexpr,
     CORE1: tl.constexpr,
     CORE2: tl.constexpr,
@@ -79,7 +81,22 @@ def fused(
     columns = tl.arange(0, WIDTH)
     z = first_map(x, first, first_bias, points, present, n_in, columns, WIDTH, POINTS, INS, PRECISION)
     s0, s1, s2, s3 = slopes_of(
-        z, weights, biases, scales, straights, parameters, columns, nothing, DEPTH, WIDTH, CORE0, CORE1, CORE2, CORE3, PRECISION
+        z,
+        weights,
+        biases,
+        scales,
+        straights,
+        parameters,
+        columns,
+        nothing,
+        DEPTH,
+        WIDTH,
+        SOME,
+        CORE0,
+        CORE1,
+        CORE2,
+        CORE3,
+        PRECISION,
     )
     if REVERSE and DEPTH == 2:
         s0, s1 = s1, s0
@@ -93,11 +110,11 @@ def fused(
         for row in range(n_rows):
             here = matrices + row * nothing
             rows = tl.load(start + row * WIDTH + columns)[None, :] * s0
-            rows = _swept(rows, s1, s2, s3, here, columns, nothing, DEPTH, WIDTH, PRECISION)
+            rows = _swept(rows, s1, s2, s3, here, columns, nothing, DEPTH, WIDTH, SOME, PRECISION)
             if ENDS:
                 for begin in range(0, n_columns, COLUMNS):
                     at = begin + tl.arange(0, COLUMNS)
-                    values = product(rows, end, n_columns, at, (at < n_columns)[None, :], nothing, WIDTH, AT_ONCE, PRECISION)
+                    values = product(rows, end, n_columns, at, (at < n_columns)[None, :], nothing, WIDTH, SOME, PRECISION)
                     place = of_point + row * row_stride + at[None, :] * column_stride
                     tl.store(place, values, mask=present[:, None] & (at < n_columns)[None, :])
             else:
@@ -106,24 +123,24 @@ def fused(
     else:
         row = tl.arange(0, POINTS)
         begins = tl.load(start + row[:, None] * WIDTH + columns[None, :], mask=(row < n_rows)[:, None], other=0.0)
-        PARTS: tl.constexpr = (WIDTH + AT_ONCE - 1) // AT_ONCE
+        PARTS: tl.constexpr = (WIDTH + SOME - 1) // SOME
         square = (row < n_rows)[:, None] & (row < n_rows)[None, :]
         first_point = tl.program_id(0).to(tl.int64) * POINTS
         for which in range(tl.minimum(POINTS, n_points - first_point)):
             here = matrices + which * nothing
             rows = begins * _of_point(s0, which, POINTS)
             p1, p2, p3 = _of_point(s1, which, POINTS), _of_point(s2, which, POINTS), _of_point(s3, which, POINTS)
-            rows = _swept(rows, p1, p2, p3, here, columns, nothing, DEPTH, WIDTH, PRECISION)
+            rows = _swept(rows, p1, p2, p3, here, columns, nothing, DEPTH, WIDTH, SOME, PRECISION)
             gram = tl.zeros((POINTS, POINTS), tl.float32)
             if ENDS:
                 for begin in range(0, n_columns, COLUMNS):
                     at = begin + tl.arange(0, COLUMNS)
-                    values = product(rows, end, n_columns, at, (at < n_columns)[None, :], nothing, WIDTH, AT_ONCE, PRECISION)
+                    values = product(rows, end, n_columns, at, (at < n_columns)[None, :], nothing, WIDTH, SOME, PRECISION)
                     gram = tl.dot(values, tl.trans(values), gram, input_precision=PRECISION)
             else:
                 # Once, in a loop: beside the other products all of them would be shared out to warps as this square one is.
                 for part in range(nothing, PARTS):
-                    some = rows if PARTS == 1 else some_columns(rows, part, WIDTH, AT_ONCE)
+                    some = rows if PARTS == 1 else some_columns(rows, part, WIDTH, SOME)
                     gram = tl.dot(some, tl.trans(some), gram, input_precision=PRECISION)
             place = out + (first_point + which) * n_rows * n_rows + row[:, None] * n_rows + row[None, :]
             tl.store(place, gram, mask=square)

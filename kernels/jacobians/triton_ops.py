@@ -26,17 +26,28 @@ from lmn.kernels.triton_host import (
     forward_arrays,
     numbered,
 )
+from lmn.kernels.triton_targets import Target
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, COLUMNS = 16, 32
 _KEY = ("REVERSE", "ENDS", "MODE", "DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "CORE3", "n_in", "n_columns")
 
 
-def _has_registers(arguments: dict[str, Any], backend: str) -> bool:
+def _has_registers(arguments: dict[str, Any], target: Target) -> bool:
     """Cores with a slope of their own take what is left, and so does a sweep that ends in a layer."""
     cores = (arguments[f"CORE{layer}"] for layer in range(arguments["DEPTH"]))
     has_room = arguments["ENDS"] and all(CORES[core] in STRAIGHT_CORES for core in cores)
-    return arguments["WIDTH"] <= AT_ONCE and (backend == "hip" or arguments["DEPTH"] < 3 or has_room)
+    if arguments["WIDTH"] == AT_ONCE:
+        return target.backend == "hip" or arguments["DEPTH"] < 3 or has_room
+    return bool(arguments["WIDTH"] == LEAST)
+
+
+def _fits_at_once(arguments: dict[str, Any], _target: Target) -> bool:
+    return bool(arguments["WIDTH"] <= AT_ONCE)
+
+
+def _fits_in_parts(arguments: dict[str, Any], _target: Target) -> bool:
+    return bool(arguments["WIDTH"] > AT_ONCE)
 
 
 def _arrays(given: dict[str, Any]) -> Arrays:
@@ -54,7 +65,11 @@ def _arrays(given: dict[str, Any]) -> Arrays:
     return arrays
 
 
-_TUNED = Tuned(fused, _KEY, (Choice({}, 4, roomy=True, fits=_has_registers), Choice({}, 8, roomy=True)), _arrays)
+_TUNED = Tuned(fused, _KEY, (
+    Choice({"SOME": AT_ONCE}, 4, roomy=True, fits=_has_registers),
+    Choice({"SOME": AT_ONCE}, 8, roomy=True, fits=_fits_at_once),
+    Choice({"SOME": 32}, 8, roomy=True, fits=_fits_in_parts),
+), _arrays)  # fmt: skip
 
 
 @torch.library.custom_op("lmn::jacobians", mutates_args={"out"})
@@ -109,7 +124,7 @@ def narrow_maps(
         POINTS=POINTS,
         INS=INS,
         COLUMNS=COLUMNS,
-        **numbered(cores),
+        **numbered("CORE", cores),
         precision=precision,
     )
 

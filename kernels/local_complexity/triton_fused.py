@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lmn.kernels.triton_chain import activated, next_map
+from lmn.kernels.triton_chain import AT_ONCE, MOST_BREAKPOINTS, activated, next_map
 
 
 @triton.jit
@@ -30,10 +30,10 @@ def seen(z, least, most):
 
 
 @triton.jit
-def counted(least, most, breakpoints, n_breakpoints, present):
+def counted(least, most, breakpoints, present, BREAKPOINTS: tl.constexpr):
     """Units with a breakpoint between, and -1 where a value is not finite."""
     between = tl.zeros_like(least).to(tl.int32)
-    for which in range(n_breakpoints):
+    for which in tl.static_range(BREAKPOINTS):
         at = tl.load(breakpoints + which)
         between = between | ((most > at) & (least <= at)).to(tl.int32)
     count = tl.sum(tl.where(present, between, 0), axis=0)
@@ -51,19 +51,7 @@ def _at_sample(x, first, bias, sample, n_in, columns, WIDTH: tl.constexpr, INS: 
     return tl.sum(z, axis=0) + tl.load(bias + columns)
 
 
-@triton.jit
-def _of_layer(least, most, breakpoints, layout, layer, counts, sample, n_layers, columns, MOST_BREAKPOINTS: tl.constexpr):
-    """To counts, (n_points, n_layers), int32; layout, int32, is of each layer: units, breakpoints, where in the counts."""
-    n_units, n_breakpoints, place = (
-        tl.load(layout + 3 * layer),
-        tl.load(layout + 3 * layer + 1),
-        tl.load(layout + 3 * layer + 2),
-    )
-    count = counted(least, most, breakpoints + layer * MOST_BREAKPOINTS, n_breakpoints, columns < n_units)
-    tl.store(counts + sample * n_layers + place, count, mask=n_breakpoints > 0)
-
-
-@triton.jit(do_not_specialize=["n_in", "n_directions", "n_layers"])
+@triton.jit(do_not_specialize=["n_in", "n_directions", "units0", "units1", "units2", "units3"])
 def fused(
     x,
     first,
@@ -75,13 +63,14 @@ def fused(
     straights,
     parameters,
     breakpoints,
-    layout,
     counts,
     n_in,
     n_directions,
-    n_layers,
+    units0,
+    units1,
+    units2,
+    units3,
     nothing,
-    MOST_BREAKPOINTS: tl.constexpr,
     DEPTH: tl.constexpr,
     WIDTH: tl.constexpr,
     VERTICES: tl.constexpr,
@@ -89,9 +78,13 @@ def fused(
     CORE0: tl.constexpr,
     CORE1: tl.constexpr,
     CORE2: tl.constexpr,
+    BREAKPOINTS0: tl.constexpr,
+    BREAKPOINTS1: tl.constexpr,
+    BREAKPOINTS2: tl.constexpr,
+    BREAKPOINTS3: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """How many units of each layer are counted at sample x[program 0] of (n_points, n_in): counts, (n_points, n_layers), int32.
+    """How many units of each layer are counted at sample x[program 0] of (n_points, n_in): counts, (n_points, DEPTH), int32.
 
     steps, (n_directions, WIDTH), are from first pre-activations to those of half of the vertices; ``nothing`` is 0, which keeps
     weights from being loaded before the loop, all at once.
@@ -111,20 +104,21 @@ def fused(
         least0, most0 = seen(z, least0, most0)
         if DEPTH > 1:
             u = activated(z, scales, straights, parameters, 0, columns, WIDTH, CORE0)
-            z = next_map(u, here, biases, 0, columns, nothing, WIDTH, PRECISION)
+            z = next_map(u, here, biases, 0, columns, nothing, WIDTH, AT_ONCE, PRECISION)
             least1, most1 = seen(z, least1, most1)
         if DEPTH > 2:
             u = activated(z, scales, straights, parameters, 1, columns, WIDTH, CORE1)
-            z = next_map(u, here, biases, 1, columns, nothing, WIDTH, PRECISION)
+            z = next_map(u, here, biases, 1, columns, nothing, WIDTH, AT_ONCE, PRECISION)
             least2, most2 = seen(z, least2, most2)
         if DEPTH > 3:
             u = activated(z, scales, straights, parameters, 2, columns, WIDTH, CORE2)
-            z = next_map(u, here, biases, 2, columns, nothing, WIDTH, PRECISION)
+            z = next_map(u, here, biases, 2, columns, nothing, WIDTH, AT_ONCE, PRECISION)
             least3, most3 = seen(z, least3, most3)
-    _of_layer(least0, most0, breakpoints, layout, 0, counts, sample, n_layers, columns, MOST_BREAKPOINTS)
+    to = counts + sample * DEPTH
+    tl.store(to, counted(least0, most0, breakpoints, columns < units0, BREAKPOINTS0))
     if DEPTH > 1:
-        _of_layer(least1, most1, breakpoints, layout, 1, counts, sample, n_layers, columns, MOST_BREAKPOINTS)
+        tl.store(to + 1, counted(least1, most1, breakpoints + 1 * MOST_BREAKPOINTS, columns < units1, BREAKPOINTS1))
     if DEPTH > 2:
-        _of_layer(least2, most2, breakpoints, layout, 2, counts, sample, n_layers, columns, MOST_BREAKPOINTS)
+        tl.store(to + 2, counted(least2, most2, breakpoints + 2 * MOST_BREAKPOINTS, columns < units2, BREAKPOINTS2))
     if DEPTH > 3:
-        _of_layer(least3, most3, breakpoints, layout, 3, counts, sample, n_layers, columns, MOST_BREAKPOINTS)
+        tl.store(to + 3, counted(least3, most3, breakpoints + 3 * MOST_BREAKPOINTS, columns < units3, BREAKPOINTS3))

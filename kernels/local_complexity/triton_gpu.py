@@ -35,9 +35,7 @@ def _neighbourhoods(problem: Problem, chain: Chain) -> _Narrow | _Wide:
     bends = _bends(chain, problem.layers)
     narrow = NarrowChain.of(chain, problem.device)
     shifts = problem.steps.numpy() @ chain.first_map[0].T
-    return (
-        _Wide(chain, bends, shifts, problem.device) if narrow is None else _Narrow(narrow, bends, shifts, len(problem.layers))
-    )
+    return _Wide(chain, bends, shifts, problem.device) if narrow is None else _Narrow(narrow, bends, shifts)
 
 
 def _bends(chain: Chain, layers: tuple[Layer, ...]) -> list[np.ndarray]:
@@ -58,35 +56,25 @@ class _Narrow:
     narrow: NarrowChain
     bends: list[np.ndarray]
     shifts: np.ndarray
-    n_layers: int
 
     @property
     def most(self) -> int:
         return max(1, _SAMPLE_BYTES // (4 * self.narrow.chain.n_in))
 
     @cached_property
-    def _tables(self) -> dict[str, Tensor]:
-        narrow, device = self.narrow, self.narrow.device
-        most = max(1, *map(len, self.bends))
-        breakpoints, layout, place = torch.zeros(narrow.depth, most, dtype=torch.float32, device="cpu"), [], 0
-        for number, (n_units, at) in enumerate(zip(narrow.chain.units, self.bends, strict=True)):
-            breakpoints[number, : len(at)] = torch.from_numpy(at)
-            layout.append([n_units, len(at), place])
-            place += len(at) > 0
-        return {
-            "steps": narrow.padded(self.shifts, len(self.shifts), narrow.width),
-            "breakpoints": breakpoints.to(device),
-            "layout": torch.tensor(layout, dtype=torch.int32, device=device),
-        }
+    def _tables(self) -> dict[str, Any]:
+        narrow = self.narrow
+        return {"steps": narrow.padded(self.shifts, len(self.shifts), narrow.width)} | narrow.bends(self.bends)
 
     def counts(self, samples: Tensor) -> Tensor:
         """(n, n_in) to (n, n_layers)."""
         narrow = self.narrow
-        counts = torch.empty(len(samples), self.n_layers, dtype=torch.int32, device=narrow.device)
+        counts = torch.empty(len(samples), narrow.depth, dtype=torch.int32, device=narrow.device)
         narrow_counts(
             samples, narrow.first, narrow.first_bias, **narrow.forward, **self._tables, cores=narrow.cores, counts=counts
         )
-        return counts
+        counted = [number for number, at in enumerate(self.bends) if len(at)]
+        return counts if len(counted) == narrow.depth else counts[:, counted]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,24 +16,37 @@ from lmn.kernels.local_complexity.triton_fused import fused
 from lmn.kernels.local_complexity.triton_wide import layer as wide_layer
 from lmn.kernels.triton_cases import Case, empty, forward
 from lmn.kernels.triton_checks import Arrays, check_cores, of_type, single, sizes_of
-from lmn.kernels.triton_host import AT_ONCE, LEAST, MOST_DEPTH, MOST_WIDTH, check_layers, first_arrays, forward_arrays, numbered
+from lmn.kernels.triton_host import (
+    AT_ONCE,
+    LEAST,
+    MOST_BREAKPOINTS,
+    MOST_DEPTH,
+    MOST_WIDTH,
+    check_bends,
+    check_breakpoints,
+    check_layers,
+    first_arrays,
+    forward_arrays,
+    numbered,
+)
+from lmn.kernels.triton_targets import Target
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, UNITS = 16, 64
 
 
 def _narrow_arrays(given: dict[str, Any]) -> Arrays:
-    n, depth, width, n_layers = len(given["x"]), given["DEPTH"], given["WIDTH"], given["n_layers"]
+    n, depth, width = len(given["x"]), given["DEPTH"], given["WIDTH"]
     arrays = forward_arrays(given) | first_arrays(given | {"n_points": n})
-    arrays |= single(steps=(given["n_directions"], width), breakpoints=(depth, given["MOST_BREAKPOINTS"]))
-    return arrays | of_type(torch.int32, layout=(depth, 3), counts=(n, n_layers))
+    arrays |= single(steps=(given["n_directions"], width), breakpoints=(depth, MOST_BREAKPOINTS))
+    return arrays | of_type(torch.int32, counts=(n, depth))
 
 
 def _layer_arrays(given: dict[str, Any]) -> Arrays:
     n_in, n_units, n_directions = (given[name] for name in ("n_in", "n_units", "n_directions"))
     n = len(given["counts"])
     vertices = 2 * n_directions * n
-    arrays = single(scales=(n_units,), straights=(n_units,), breakpoints=(given["n_breakpoints"],))
+    arrays = single(scales=(n_units,), straights=(n_units,), breakpoints=(given["BREAKPOINTS"],))
     if given["FIRST"]:
         arrays |= single(at_samples=(n, n_units), steps=(n_directions, n_units))
     else:
@@ -43,23 +56,29 @@ def _layer_arrays(given: dict[str, Any]) -> Arrays:
     return arrays | of_type(torch.int32, counts=(n, triton.cdiv(n_units, UNITS)))
 
 
-def _shares_columns(given: dict[str, Any], backend: str) -> bool:
-    """Of 64 columns that eight warps share out; with fewer some share rows, and more take more registers."""
-    return backend == "cuda" and bool(given["WIDTH"] == AT_ONCE)
+def _fits_fewer_warps(given: dict[str, Any], _target: Target) -> bool:
+    return bool(given["WIDTH"] <= AT_ONCE)
 
 
-_NARROW = Tuned(fused, ("DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "n_in", "n_directions"), (
+def _fits_more_vertices(given: dict[str, Any], target: Target) -> bool:
+    """Of fewer columns warps would share rows, and of more there are too few registers."""
+    return target.backend == "cuda" and bool(given["WIDTH"] == AT_ONCE)
+
+
+_KEY = ("DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", *numbered("BREAKPOINTS", []), "n_in", "n_directions")
+_NARROW = Tuned(fused, _KEY, (
     Choice({"VERTICES": 16}, 8, roomy=True),
-    Choice({"VERTICES": 32}, 8, roomy=True, fits=_shares_columns),
+    Choice({"VERTICES": 16}, 4, roomy=True, fits=_fits_fewer_warps),
+    Choice({"VERTICES": 32}, 8, roomy=True, fits=_fits_more_vertices),
 ), _narrow_arrays)  # fmt: skip
 
 
-def _is_no_column(given: dict[str, Any], backend: str) -> bool:
+def _is_no_column(given: dict[str, Any], target: Target) -> bool:
     """Products with one input are unrolled, and take registers."""
-    return backend == "cuda" or given["n_in"] > 1
+    return target.backend == "cuda" or given["n_in"] > 1
 
 
-_LAYER = Tuned(wide_layer, ("FIRST", "LAST", "CORE", "n_in", "n_units", "n_directions"), (
+_LAYER = Tuned(wide_layer, ("FIRST", "LAST", "CORE", "BREAKPOINTS", "n_in", "n_units", "n_directions"), (
     Choice({"VERTICES": 32}, 8, 2, roomy=True, fits=_is_no_column), Choice({"VERTICES": 16}, 8, 2, roomy=True)
 ), _layer_arrays)  # fmt: skip
 
@@ -76,15 +95,16 @@ def narrow_counts(
     parameters: Tensor,
     steps: Tensor,
     breakpoints: Tensor,
-    layout: Tensor,
+    n_units: list[int],
+    n_breakpoints: list[int],
     cores: list[int],
     counts: Tensor,
     precision: str = "",
 ) -> None:
-    """Counts at x, (n, n_in), to counts, (n, n_layers), int32: see ``fused``, of which these are the arrays."""
+    """Counts at x, (n, n_in), to counts, (n, depth), int32: see ``fused``, of which these are the arrays."""
     (n_points, n_in), (n_directions, _) = sizes_of("x", x, 2), sizes_of("steps", steps, 2)
-    (_, most), (_, n_layers) = sizes_of("breakpoints", breakpoints, 2), sizes_of("counts", counts, 2)
     depth, width = check_layers(scales, cores)
+    check_bends(n_units, n_breakpoints, depth, width)
     _NARROW.launch(
         (n_points,),
         x=x,
@@ -97,17 +117,16 @@ def narrow_counts(
         parameters=parameters,
         steps=steps,
         breakpoints=breakpoints,
-        layout=layout,
         counts=counts,
         n_in=n_in,
         n_directions=n_directions,
-        n_layers=n_layers,
         nothing=0,
-        MOST_BREAKPOINTS=most,
         DEPTH=depth,
         WIDTH=width,
         INS=INS,
-        **numbered(cores, MOST_DEPTH - 1),
+        **numbered("CORE", cores, MOST_DEPTH - 1),
+        **numbered("units", n_units),
+        **numbered("BREAKPOINTS", n_breakpoints),
         precision=precision,
     )
 
@@ -135,6 +154,7 @@ def layer_counts(
     """
     n, blocks = sizes_of("counts", counts, 2)
     check_cores(core)
+    check_breakpoints(breakpoints)
     _LAYER.launch(
         (n, blocks),
         u=at_samples if u is None else u,
@@ -152,7 +172,7 @@ def layer_counts(
         n_in=len(weights),
         n_units=len(bias),
         n_directions=len(steps),
-        n_breakpoints=len(breakpoints),
+        BREAKPOINTS=len(breakpoints),
         FIRST=u is None,
         LAST=len(out) == 0,
         CORE=core,
@@ -183,7 +203,7 @@ def _narrow_case(depth: int, width: int, core: int) -> None:
     n, n_in = 4096, 64
     narrow_counts(
         empty(n, n_in), empty(n_in, width), empty(width), **forward(depth, width), steps=empty(25, width),
-        breakpoints=empty(depth, 1), layout=empty(depth, 3, dtype=torch.int32), cores=[core] * depth,
+        breakpoints=empty(depth, MOST_BREAKPOINTS), n_units=[width] * depth, n_breakpoints=[1] * depth, cores=[core] * depth,
         counts=empty(n, depth, dtype=torch.int32),
     )  # fmt: skip
 

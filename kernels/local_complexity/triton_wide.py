@@ -13,7 +13,7 @@ from lmn.kernels.local_complexity.triton_fused import counted, seen, vertices_at
 from lmn.kernels.triton_products import product_tile
 
 
-@triton.jit(do_not_specialize=["n_directions", "n_breakpoints"])
+@triton.jit(do_not_specialize=["n_directions"])
 def layer(
     u,
     weights,
@@ -30,13 +30,13 @@ def layer(
     n_in,
     n_units,
     n_directions,
-    n_breakpoints,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
     CORE: tl.constexpr,
     VERTICES: tl.constexpr,
     INS: tl.constexpr,
     UNITS: tl.constexpr,
+    BREAKPOINTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Activations, out (n_points * 2 n_directions, n_units), unless LAST; and counts, (n_points, blocks of units), int32.
@@ -69,5 +69,5 @@ def layer(
             value = activation(z, scale, straight, p0, p1, CORE)
             stored = (vertices < n_vertices)[:, None] & present[None, :]
             tl.store(out + row[:, None] * n_units + units[None, :], value, mask=stored)
-    count = counted(least, most, breakpoints, n_breakpoints, present)
+    count = counted(least, most, breakpoints, present, BREAKPOINTS)
     tl.store(counts + sample * tl.num_programs(1) + tl.program_id(1), count)

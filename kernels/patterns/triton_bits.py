@@ -39,6 +39,36 @@ def store_hash(hashes, points, present, a, b):
     tl.store(hashes + 2 * points + 1, b.to(tl.int64, bitcast=True), mask=present)
 
 
+@triton.jit
+def packed(z, breakpoints, is_unit, BREAKPOINTS: tl.constexpr):
+    """The bits z > breakpoint of z, (rows, columns), unit by unit, as words, (rows, columns * BREAKPOINTS / 64), int64.
+
+    columns are a power of 2, 32 or more, and BREAKPOINTS 1 or 2, of all units the same; bits of what ``is_unit``, (columns,),
+    has not are 0. Halves of words are summed up, of 32 bits, as the GPU's integers have.
+    """
+    UNITS: tl.constexpr = 32 // BREAKPOINTS  # whose bits are half a word
+    HALVES: tl.constexpr = z.shape[1] // UNITS
+    column = tl.arange(0, z.shape[1])
+    bits = tl.zeros(z.shape, tl.int32)
+    for which in tl.static_range(BREAKPOINTS):
+        bit = tl.where(is_unit, 1 << (column % UNITS * BREAKPOINTS + which), 0)
+        bits += tl.where(z > tl.load(breakpoints + which), bit[None, :], 0)
+    halves = tl.sum(tl.reshape(bits, (z.shape[0], HALVES, UNITS)), axis=2).to(tl.int64) & 0xFFFFFFFF
+    if HALVES > 1:
+        halves = tl.reshape(halves, (z.shape[0], HALVES // 2, 2)) << (32 * tl.arange(0, 2).to(tl.int64))[None, None, :]
+        halves = tl.sum(halves, axis=2)
+    return halves
+
+
+@triton.jit
+def at_breakpoints(z, breakpoints, is_unit, BREAKPOINTS: tl.constexpr):
+    """Whether a unit is exactly at a breakpoint: (rows,), int32."""
+    at_one = tl.zeros(z.shape, tl.int32)
+    for which in tl.static_range(BREAKPOINTS):
+        at_one = at_one | ((z == tl.load(breakpoints + which)) & is_unit[None, :]).to(tl.int32)
+    return tl.max(at_one, axis=1)
+
+
 @triton.jit(do_not_specialize=["n_points", "n_words", "first_word"])
 def pack(z, breakpoints, words, n_points, n_units, n_breakpoints, n_words, first_word, POINTS: tl.constexpr):
     """The bits z > breakpoint of z, (n_points, n_units), unit by unit, to words (n_points, n_words), int64, from first_word on.

@@ -8,8 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lmn.kernels.patterns.triton_bits import first_hash, next_hash, store_hash
-from lmn.kernels.triton_chain import activated, first_map, next_map
+from lmn.kernels.patterns.triton_bits import at_breakpoints, first_hash, next_hash, packed, store_hash
+from lmn.kernels.triton_chain import MOST_BREAKPOINTS, activated, first_map, next_map
 
 
 @triton.jit
@@ -30,34 +30,25 @@ def _on_the_grid(origin, steps, counts, points, n_axes, columns, WIDTH: tl.const
 
 
 @triton.jit
-def _bits(z, a, b, on_edge, breakpoints, layout, layer, words, points, present, n_words, columns,
-          MOST_BREAKPOINTS: tl.constexpr, WIDTH: tl.constexpr, POINTS: tl.constexpr, EDGES: tl.constexpr):  # fmt: skip
-    """The words of a layer, stored and hashed; and which points are on an edge, where that is asked for.
-
-    layout, int32, is of each layer: units, breakpoints, first word, words.
-    """
-    n_units, n_breakpoints = tl.load(layout + 4 * layer), tl.load(layout + 4 * layer + 1)
-    first_word, n_of_layer = tl.load(layout + 4 * layer + 2), tl.load(layout + 4 * layer + 3)
-    for number in tl.static_range(MOST_BREAKPOINTS * ((WIDTH + 63) // 64)):  # the most words of so many units
-        word = tl.zeros((POINTS,), tl.int64)
-        for which in tl.static_range(MOST_BREAKPOINTS):
-            at = tl.load(breakpoints + layer * MOST_BREAKPOINTS + which)
-            place = columns * n_breakpoints + which - 64 * number
-            here = (columns < n_units) & (which < n_breakpoints) & (place >= 0) & (place < 64)
-            above = (z > at) & here[None, :]
-            shift = tl.where(here, place, 0).to(tl.int64)
-            word += tl.sum(above.to(tl.int64) << shift[None, :], axis=1)
-            if EDGES:
-                on_edge = on_edge | tl.max(((z == at) & here[None, :]).to(tl.int32), axis=1)
-        # A block: Triton 3.9's interpreter takes no less for a mask.
-        is_word = tl.zeros((POINTS,), tl.int32) + n_of_layer > number
-        next_a, next_b = next_hash(a, b, word)
-        a, b = tl.where(is_word, next_a, a), tl.where(is_word, next_b, b)
-        tl.store(words + points * n_words + first_word + number, word, mask=present & is_word)
-    return a, b, on_edge
+def _signs(z, a, b, on_edge, to, present, breakpoints, layer, n_units, columns, BREAKPOINTS: tl.constexpr, EDGES: tl.constexpr):
+    """The words of a layer, stored and hashed; which points are on an edge, where that is asked for; and where the next go."""
+    if BREAKPOINTS > 0:
+        at, is_unit = breakpoints + layer * MOST_BREAKPOINTS, columns < n_units
+        words = packed(z, at, is_unit, BREAKPOINTS)
+        number, n_of_layer = tl.arange(0, words.shape[1]), tl.cdiv(n_units * BREAKPOINTS, 64)
+        tl.store(to[:, None] + number[None, :], words, mask=present[:, None] & (number < n_of_layer)[None, :])
+        for each in tl.static_range(words.shape[1]):
+            next_a, next_b = next_hash(a, b, tl.sum(tl.where((number == each)[None, :], words, 0), axis=1))
+            # A block: Triton 3.9's interpreter takes no less for a mask.
+            is_word = tl.zeros_like(on_edge) + n_of_layer > each
+            a, b = tl.where(is_word, next_a, a), tl.where(is_word, next_b, b)
+        to += n_of_layer
+        if EDGES:
+            on_edge = on_edge | at_breakpoints(z, at, is_unit, BREAKPOINTS)
+    return a, b, on_edge, to
 
 
-@triton.jit(do_not_specialize=["begin", "n_points", "n_axes", "n_words"])
+@triton.jit(do_not_specialize=["begin", "n_points", "n_axes", "n_words", "units0", "units1", "units2", "units3"])
 def fused(
     x,
     first,
@@ -71,7 +62,6 @@ def fused(
     straights,
     parameters,
     breakpoints,
-    layout,
     words,
     hashes,
     begin,
@@ -79,18 +69,26 @@ def fused(
     n_in,
     n_axes,
     n_words,
+    units0,
+    units1,
+    units2,
+    units3,
     nothing,
     GRID: tl.constexpr,
     INDEXED: tl.constexpr,
     EDGES: tl.constexpr,
-    MOST_BREAKPOINTS: tl.constexpr,
     DEPTH: tl.constexpr,
     WIDTH: tl.constexpr,
     POINTS: tl.constexpr,
     INS: tl.constexpr,
+    SOME: tl.constexpr,
     CORE0: tl.constexpr,
     CORE1: tl.constexpr,
     CORE2: tl.constexpr,
+    BREAKPOINTS0: tl.constexpr,
+    BREAKPOINTS1: tl.constexpr,
+    BREAKPOINTS2: tl.constexpr,
+    BREAKPOINTS3: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The patterns of points as words, (n_points, n_words), and their hashes, (n_points, 2); both int64.
@@ -98,7 +96,8 @@ def fused(
     With GRID the points are those from ``begin`` on of a regular grid, or with INDEXED those whose numbers are ``indices``,
     and first_bias (WIDTH,) and steps (n_axes, WIDTH) are its origin and its steps by the first affine map; else they are x,
     (n_points, n_in), and first (n_in, WIDTH). With EDGES the last word is the number of a point, and one, that is exactly at a
-    breakpoint, and 0 of the others.
+    breakpoint, and 0 of the others. units0 and so on are how many units the layers have, and BREAKPOINTS0 and so on how many
+    breakpoints, the first of the layer's row in breakpoints, (DEPTH, MOST_BREAKPOINTS).
     """
     places = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
     present = places < n_points
@@ -111,24 +110,20 @@ def fused(
     else:
         z = first_map(x, first, first_bias, places, present, n_in, columns, WIDTH, POINTS, INS, PRECISION)
     a, b = first_hash(POINTS)
-    on_edge = tl.zeros((POINTS,), tl.int32)
-    a, b, on_edge = _bits(z, a, b, on_edge, breakpoints, layout, 0, words, places, present, n_words, columns,
-                          MOST_BREAKPOINTS, WIDTH, POINTS, EDGES)  # fmt: skip
+    on_edge, to = tl.zeros((POINTS,), tl.int32), words + places * n_words
+    a, b, on_edge, to = _signs(z, a, b, on_edge, to, present, breakpoints, 0, units0, columns, BREAKPOINTS0, EDGES)
     if DEPTH > 1:
         u = activated(z, scales, straights, parameters, 0, columns, WIDTH, CORE0)
-        z = next_map(u, weights, biases, 0, columns, nothing, WIDTH, PRECISION)
-        a, b, on_edge = _bits(z, a, b, on_edge, breakpoints, layout, 1, words, places, present, n_words, columns,
-                              MOST_BREAKPOINTS, WIDTH, POINTS, EDGES)  # fmt: skip
+        z = next_map(u, weights, biases, 0, columns, nothing, WIDTH, SOME, PRECISION)
+        a, b, on_edge, to = _signs(z, a, b, on_edge, to, present, breakpoints, 1, units1, columns, BREAKPOINTS1, EDGES)
     if DEPTH > 2:
         u = activated(z, scales, straights, parameters, 1, columns, WIDTH, CORE1)
-        z = next_map(u, weights, biases, 1, columns, nothing, WIDTH, PRECISION)
-        a, b, on_edge = _bits(z, a, b, on_edge, breakpoints, layout, 2, words, places, present, n_words, columns,
-                              MOST_BREAKPOINTS, WIDTH, POINTS, EDGES)  # fmt: skip
+        z = next_map(u, weights, biases, 1, columns, nothing, WIDTH, SOME, PRECISION)
+        a, b, on_edge, to = _signs(z, a, b, on_edge, to, present, breakpoints, 2, units2, columns, BREAKPOINTS2, EDGES)
     if DEPTH > 3:
         u = activated(z, scales, straights, parameters, 2, columns, WIDTH, CORE2)
-        z = next_map(u, weights, biases, 2, columns, nothing, WIDTH, PRECISION)
-        a, b, on_edge = _bits(z, a, b, on_edge, breakpoints, layout, 3, words, places, present, n_words, columns,
-                              MOST_BREAKPOINTS, WIDTH, POINTS, EDGES)  # fmt: skip
+        z = next_map(u, weights, biases, 2, columns, nothing, WIDTH, SOME, PRECISION)
+        a, b, on_edge, to = _signs(z, a, b, on_edge, to, present, breakpoints, 3, units3, columns, BREAKPOINTS3, EDGES)
     if EDGES:
         apart = tl.where(on_edge > 0, numbers + 1, 0)
         a, b = next_hash(a, b, apart)

@@ -20,7 +20,7 @@ from lmn.kernels.patterns.problem import Lattice, Layout, Patterns, Problem
 from lmn.kernels.patterns.triton_ops import TAKES_GRIDS, UNITS, hash_words, layer_patterns, narrow_patterns, pack_bits
 from lmn.kernels.pieces import breakpoints_of
 from lmn.kernels.program import Step
-from lmn.kernels.triton_host import POINTS, NarrowChain, on, wide_layers
+from lmn.kernels.triton_host import NarrowChain, on, wide_layers
 
 _POINTS_A_CALL = 1 << 18
 _SAMPLE_BYTES = 1 << 26  # of the samples of a call
@@ -98,23 +98,11 @@ class _Narrow:
         self._lattice = problem.lattice if TAKES_GRIDS else None
         self.n_words = Layout.of(problem.program).n_words + problem.edges_apart
         n_in = 1 if self._lattice is not None else narrow.chain.n_in
-        self.most = min(_POINTS_A_CALL, max(POINTS, _SAMPLE_BYTES // (4 * n_in)))
+        self.most = min(_POINTS_A_CALL, max(1, _SAMPLE_BYTES // (4 * n_in)))
 
     @cached_property
-    def _tables(self) -> dict[str, Tensor]:
-        narrow = self._narrow
-        most = max(1, *map(len, self._breakpoints))
-        breakpoints, layout, first_word = torch.full((narrow.depth, most), torch.nan, dtype=torch.float32, device="cpu"), [], 0
-        for number, (n, at) in enumerate(zip(narrow.chain.units, self._breakpoints, strict=True)):
-            breakpoints[number, : len(at)] = torch.from_numpy(at)
-            n_of_layer = -(-n * len(at) // 64)
-            layout.append([n, len(at), first_word, n_of_layer])
-            first_word += n_of_layer
-        device = narrow.device
-        return {
-            "breakpoints": breakpoints.to(device),
-            "layout": torch.tensor(layout, dtype=torch.int32, device=device),
-        }
+    def _bends(self) -> dict[str, Any]:
+        return self._narrow.bends(self._breakpoints)
 
     @cached_property
     def _points(self) -> dict[str, Tensor | None]:
@@ -143,7 +131,7 @@ class _Narrow:
             None if lattice is not None else problem.samples(indices).flatten(1).contiguous(),
             **self._points,
             **narrow.forward,
-            **self._tables,
+            **self._bends,
             indices=None if _follow(indices) else _placed(indices, device),
             begin=int(indices[0]),
             cores=narrow.cores,

@@ -20,39 +20,42 @@ from lmn.kernels.triton_checks import Arrays, check_cores, of_type, require, sin
 from lmn.kernels.triton_host import (
     AT_ONCE,
     LEAST,
+    MOST_BREAKPOINTS,
     MOST_DEPTH,
     MOST_WIDTH,
-    POINTS,
+    check_bends,
+    check_breakpoints,
     check_layers,
     first_arrays,
     forward_arrays,
     numbered,
 )
-from lmn.kernels.triton_targets import IS_TRITON_3_2
+from lmn.kernels.triton_targets import IS_TRITON_3_2, Target
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, UNITS = 16, 64
 _PACKED = 64  # points of a tile
 TAKES_GRIDS = not IS_TRITON_3_2  # whose compiler fails there: "transfer from register to shared"
-_KEY = ("GRID", "INDEXED", "EDGES", "MOST_BREAKPOINTS", "DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "n_in")
+_KEY = ("GRID", "INDEXED", "EDGES", "DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", *numbered("BREAKPOINTS", []), "n_in")
 
 
 def _narrow_arrays(given: dict[str, Any]) -> Arrays:
     n_points, depth, width = given["n_points"], given["DEPTH"], given["WIDTH"]
-    arrays = forward_arrays(given) | single(breakpoints=(depth, given["MOST_BREAKPOINTS"]))
+    arrays = forward_arrays(given) | single(breakpoints=(depth, MOST_BREAKPOINTS))
     if given["GRID"]:
         arrays |= single(first_bias=(width,), steps=(given["n_axes"], width)) | of_type(torch.int64, counts=(given["n_axes"],))
         if given["INDEXED"]:
             arrays |= of_type(torch.int64, indices=(n_points,))
     else:
         arrays |= first_arrays(given)
-    words = of_type(torch.int64, words=(n_points, given["n_words"]), hashes=(n_points, 2))
-    return arrays | words | of_type(torch.int32, layout=(depth, 4))
+    bits = (given[f"units{layer}"] * given[f"BREAKPOINTS{layer}"] for layer in range(depth))
+    n_words = sum(triton.cdiv(n, 64) for n in bits) + given["EDGES"]
+    return arrays | of_type(torch.int64, words=(n_points, n_words), hashes=(n_points, 2))
 
 
 def _layer_arrays(given: dict[str, Any]) -> Arrays:
-    n_points, n_in, n_units, n_breakpoints = (given[name] for name in ("n_points", "n_in", "n_units", "n_breakpoints"))
-    _check_words(given)
+    n_points, n_in, n_units, n_breakpoints = (given[name] for name in ("n_points", "n_in", "n_units", "BREAKPOINTS"))
+    _check_words(given | {"n_breakpoints": n_breakpoints})
     arrays = single(
         u=(n_points, n_in), weights=(n_in, n_units), bias=(n_units,), scales=(n_units,), straights=(n_units,),
         breakpoints=(n_breakpoints,),
@@ -81,13 +84,34 @@ def _hash_arrays(given: dict[str, Any]) -> Arrays:
     return of_type(torch.int64, words=(given["n_points"], given["n_words"]), hashes=(given["n_points"], 2))
 
 
-def _is_small(given: dict[str, Any], backend: str) -> bool:
-    return backend == "hip" or bool(given["WIDTH"] <= AT_ONCE)
+def _fits_64_rows(given: dict[str, Any], target: Target) -> bool:
+    return given["WIDTH"] == LEAST or (given["WIDTH"] == AT_ONCE and target.takes_64_rows and not given["EDGES"])
 
 
-_NARROW = Tuned(fused, _KEY, (Choice({}, 8, roomy=True), Choice({}, 4, roomy=True, fits=_is_small)), _narrow_arrays)
-_LAYER = Tuned(layer, ("EDGES", "LAST", "CORE", "n_in", "n_units"), (
-    Choice({"ROWS": 128}, 8, 2, roomy=True), Choice({"ROWS": 32}, 8, 2)
+def _fits_32_rows(given: dict[str, Any], target: Target) -> bool:
+    return given["WIDTH"] == AT_ONCE and target.backend == "cuda" and not given["EDGES"]
+
+
+def _is_wide(given: dict[str, Any], _target: Target) -> bool:
+    return bool(given["WIDTH"] > AT_ONCE)
+
+
+# Weights are loaded once a tile: the more of its rows, the fewer instructions; of 16, a small launch makes more programs.
+_NARROW = Tuned(fused, _KEY, (
+    Choice({"POINTS": 16, "SOME": AT_ONCE}, 8, roomy=True),
+    Choice({"POINTS": 64, "SOME": AT_ONCE}, 4, roomy=True, fits=_fits_64_rows),
+    Choice({"POINTS": 32, "SOME": AT_ONCE}, 4, roomy=True, fits=_fits_32_rows),
+    Choice({"POINTS": 16, "SOME": 32}, 4, roomy=True, fits=_is_wide),
+), _narrow_arrays)  # fmt: skip
+
+
+def _fits_128_rows(given: dict[str, Any], target: Target) -> bool:
+    """Loads of rows that begin anywhere take registers, and so do edges."""
+    return target.backend == "hip" or not given["EDGES"] or (given["n_in"] % 16 == 0 and given["n_units"] % 16 == 0)
+
+
+_LAYER = Tuned(layer, ("EDGES", "LAST", "CORE", "BREAKPOINTS", "n_in", "n_units"), (
+    Choice({"ROWS": 128}, 8, 2, roomy=True, fits=_fits_128_rows), Choice({"ROWS": 32}, 8, 2, roomy=True)
 ), _layer_arrays)  # fmt: skip
 _PACK = Tuned(pack, (), (Choice({}, 4),), _pack_arrays)
 _HASH = Tuned(hashed, (), (Choice({}, 2),), _hash_arrays)
@@ -106,7 +130,8 @@ def narrow_patterns(
     straights: Tensor,
     parameters: Tensor,
     breakpoints: Tensor,
-    layout: Tensor,
+    n_units: list[int],
+    n_breakpoints: list[int],
     indices: Optional[Tensor],  # noqa: UP045
     begin: int,
     cores: list[int],
@@ -118,8 +143,9 @@ def narrow_patterns(
     """The patterns of points, of x or of a grid, and their hashes, int64: see ``fused``, of which these are the arrays."""
     n, n_words = sizes_of("words", words, 2)
     depth, width = check_layers(scales, cores)
+    check_bends(n_units, n_breakpoints, depth, width)
     _NARROW.launch(
-        (triton.cdiv(n, POINTS),),
+        lambda tile: (triton.cdiv(n, tile["POINTS"]),),
         x=first_bias if x is None else x,
         first=first_bias if first is None else first,
         first_bias=first_bias,
@@ -132,7 +158,6 @@ def narrow_patterns(
         straights=straights,
         parameters=parameters,
         breakpoints=breakpoints,
-        layout=layout,
         words=words,
         hashes=hashes,
         begin=begin,
@@ -144,12 +169,12 @@ def narrow_patterns(
         GRID=x is None,
         INDEXED=indices is not None,
         EDGES=edges,
-        MOST_BREAKPOINTS=breakpoints.shape[1],
         DEPTH=depth,
         WIDTH=width,
-        POINTS=POINTS,
         INS=INS,
-        **numbered(cores, MOST_DEPTH - 1),
+        **numbered("CORE", cores, MOST_DEPTH - 1),
+        **numbered("units", n_units),
+        **numbered("BREAKPOINTS", n_breakpoints),
         precision=precision,
     )
 
@@ -174,6 +199,7 @@ def layer_patterns(
     """The words of a wide layer at u, (n, n_in); activations to out, edges to edges, unless they are empty: see ``layer``."""
     (n, _), (n_units,) = sizes_of("u", u, 2), sizes_of("bias", bias, 1)
     check_cores(core)
+    check_breakpoints(breakpoints)
     _LAYER.launch(
         lambda tile: (triton.cdiv(n, tile["ROWS"]), triton.cdiv(n_units, UNITS)),
         u=u,
@@ -190,9 +216,9 @@ def layer_patterns(
         n_points=n,
         n_in=u.shape[1],
         n_units=n_units,
-        n_breakpoints=len(breakpoints),
         first_word=first_word,
         n_words=words.shape[1],
+        BREAKPOINTS=len(breakpoints),
         LAST=len(out) == 0,
         EDGES=len(edges) > 0,
         CORE=core,
@@ -255,13 +281,13 @@ def cases(thorough: bool) -> Iterator[Case]:
 
 def _narrow_case(depth: int, width: int, core: str, n_in: int, points: str, edges: bool) -> None:
     n, most = 4096, 2 if core == "clamp" else 1
-    grid = points != "samples"
+    grid, n_words = points != "samples", depth * triton.cdiv(width * most, 64) + edges
     narrow_patterns(
         None if grid else empty(n, n_in), None if grid else empty(n_in, width), empty(width),
         empty(2, width) if grid else None, empty(2, dtype=torch.int64) if grid else None, **forward(depth, width),
-        breakpoints=empty(depth, most), layout=empty(depth, 4, dtype=torch.int32),
+        breakpoints=empty(depth, MOST_BREAKPOINTS), n_units=[width] * depth, n_breakpoints=[most] * depth,
         indices=empty(n, dtype=torch.int64) if points == "some of a grid" else None, begin=0,
-        cores=[CORES.index(core)] * depth, edges=edges, words=empty(n, depth * most + edges, dtype=torch.int64),
+        cores=[CORES.index(core)] * depth, edges=edges, words=empty(n, n_words, dtype=torch.int64),
         hashes=empty(n, 2, dtype=torch.int64),
     )  # fmt: skip
 

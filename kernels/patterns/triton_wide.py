@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from lmn.kernels.cores_triton import activation
+from lmn.kernels.patterns.triton_bits import at_breakpoints, packed
 from lmn.kernels.triton_products import product_tile
 
 
@@ -25,7 +26,6 @@ def layer(
     n_points,
     n_in,
     n_units,
-    n_breakpoints,
     first_word,
     n_words,
     LAST: tl.constexpr,
@@ -34,6 +34,7 @@ def layer(
     ROWS: tl.constexpr,
     INS: tl.constexpr,
     UNITS: tl.constexpr,
+    BREAKPOINTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Activations, out (n_points, n_units), unless LAST, and the bits of 64 UNITS to words (n_points, n_words), int64.
@@ -43,26 +44,17 @@ def layer(
     """
     tl.static_assert(UNITS == 64)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    here = tl.arange(0, UNITS)
-    units = tl.program_id(1) * UNITS + here
+    units = tl.program_id(1) * UNITS + tl.arange(0, UNITS)
     present, is_unit = rows < n_points, units < n_units
     z = product_tile(u, weights, rows, present, units, n_in, n_units, ROWS, INS, UNITS, PRECISION)
     z += tl.load(bias + units, mask=is_unit, other=0.0)[None, :]
-    on_edge = tl.zeros((ROWS,), tl.int32)
-    for number in range(n_breakpoints):  # the words of 64 units
-        word = tl.zeros((ROWS,), tl.int64)
-        for which in range(n_breakpoints):
-            at = tl.load(breakpoints + which)
-            place = here * n_breakpoints + which - 64 * number
-            inside = is_unit & (place >= 0) & (place < 64)
-            shift = tl.where(inside, place, 0).to(tl.int64)
-            word += tl.sum(((z > at) & inside[None, :]).to(tl.int64) << shift[None, :], axis=1)
-            if EDGES:
-                on_edge = on_edge | tl.max(((z == at) & inside[None, :]).to(tl.int32), axis=1)
-        of_layer = tl.program_id(1) * n_breakpoints + number
-        is_word = tl.zeros((ROWS,), tl.int32) + 64 * of_layer < n_units * n_breakpoints  # a block, as in triton_fused.py
-        tl.store(words + rows * n_words + first_word + of_layer, word, mask=present & is_word)
+    if BREAKPOINTS > 0:
+        number = tl.program_id(1) * BREAKPOINTS + tl.arange(0, BREAKPOINTS)  # the words of 64 units
+        inside = present[:, None] & (64 * number < n_units * BREAKPOINTS)[None, :]
+        place = words + rows[:, None] * n_words + first_word + number[None, :]
+        tl.store(place, packed(z, breakpoints, is_unit, BREAKPOINTS), mask=inside)
     if EDGES:
+        on_edge = at_breakpoints(z, breakpoints, is_unit, BREAKPOINTS)
         tl.store(edges + rows * tl.num_programs(1) + tl.program_id(1), on_edge, mask=present)
     if not LAST:
         scale = tl.load(scales + units, mask=is_unit, other=0.0)[None, :]
