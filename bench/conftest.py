@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from lmn.kernels.triton_work import Rates
 
 # Whether the benchmarks of the GPU still run is seen in Triton's interpreter, which is chosen before kernels are imported.
 if "--smoke" in sys.argv and not torch.cuda.is_available():
@@ -52,6 +56,25 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """A GPU; where it is only asked whether a benchmark still runs, the CPU, for Triton's interpreter."""
+    pytest.importorskip("triton", reason="the kernels need triton, which is not installed")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if request.config.getoption("--smoke") and os.environ.get("TRITON_INTERPRET") == "1":
+        return torch.device("cpu")
+    pytest.skip("there is no GPU that torch can use, and nothing else is to be timed here")
+
+
+@pytest.fixture(scope="session")
+def rates(device: torch.device, request: pytest.FixtureRequest) -> Rates:
+    """What it does, measured."""
+    from bench import gpu
+
+    return gpu.rates_of(device, smoke=request.config.getoption("--smoke"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
