@@ -75,7 +75,7 @@ def bench_spectral_norms(benchmark: BenchmarkFixture, name: str, device: torch.d
         make = jacobians_by(name, smoke)
         chunk = torch_jacobians.best_chunk(make, model, x, (64, 256, 1024)[: 1 if smoke else None])
         run = lambda: torch_jacobians.spectral_norms(make(model, chunk), x, chunk)  # noqa: E731
-    work = triton_work.jacobians(n, WIDE)
+    work = triton_work.jacobians(n, WIDE, grams=True)
     gpu.measured(benchmark, f"spectral norms, 784-200x4-10, {n:,} samples", name, run, device, rates, work)
 
 

@@ -38,10 +38,20 @@ def _is_even(given: dict[str, Any], target: Target) -> bool:
     return target.backend == "hip" or (given["n_in"] % 16 == 0 and given["n_out"] % 16 == 0)
 
 
+def _is_column(given: dict[str, Any], target: Target) -> bool:
+    """For one input or output, Triton makes other code of the rest."""
+    return not _is_even(given, target) and min(given["n_in"], given["n_out"]) == 1
+
+
+def _is_no_column(given: dict[str, Any], target: Target) -> bool:
+    return not _is_column(given, target)
+
+
 _PLAIN = Tuned(products, _KEY, (
-    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 4, 2, roomy=True),
-    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 3, roomy=True, fits=_is_even),
-    Choice({"ROWS": 128, "INS": 32, "OUTS": 64}, 8, 2, roomy=True),
+    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 4, 2, roomy=True, fits=_is_even),
+    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=_is_no_column),
+    Choice({"ROWS": 32, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=_is_column),
+    Choice({"ROWS": 128, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=_is_even),
 ), _arrays)  # fmt: skip
 
 _WITH_SLOPES = Tuned(products, _KEY, (

@@ -205,13 +205,16 @@ def patterns(n: int, widths: tuple[int, ...], n_axes: int | None = None) -> Work
 
 
 def jacobians(n: int, widths: tuple[int, ...], *, grams: bool = False) -> Work:
-    """At n samples, from the outputs back; or their rows' inner products alone, of narrow chains."""
+    """At n samples, from the outputs back; or their rows' inner products alone, in as many columns as the first layer has."""
     n_in, *units, n_out = widths
     width = _width(tuple(units))
     case = f"{'inner products of Jacobians' if grams else 'Jacobians'}, {'-'.join(map(str, widths))}, {n:,} points"
     if width is None:
         forward = sum((_product(n, a, b) for a, b in itertools.pairwise(widths[:-1])), Work(case))
-        sweep = sum((_product(n * n_out, b, a) for a, b in itertools.pairwise(widths[:-1])), Work(""))
+        back = ((min(n_in, units[0]), units[0]), *itertools.pairwise(units)) if grams else itertools.pairwise(widths[:-1])
+        sweep = sum((_product(n * n_out, b, a, writes=not (grams and i == 0)) for i, (a, b) in enumerate(back)), Work(""))
+        if grams:
+            sweep += Work("", matrix=2.0 * n * n_out * 64 * _padded(min(n_in, units[0]), 32), memory=4.0 * n * n_out**2)
         return forward + sweep + Work("", instructions=n * sum(units) * (_CORE + n_out), memory=8.0 * n * sum(units))
     points, rows, depth, ins = _padded(n, _TILE), _TILE if grams else n_out, len(units), _padded(n_in, 32)
     forward_weights = _padded(n_in, _TILE) * width + (depth - 1) * width**2
@@ -263,5 +266,6 @@ def works() -> Iterator[Work]:
     yield jacobians(1024**2, small)
     yield jacobians(4096, (64, 256, 256, 10))
     yield jacobians(10_000, (64, 64, 64, 10), grams=True)
+    yield jacobians(10_000, wide, grams=True)
     yield local_complexity(10_000, (64, 64, 64, 10))
     yield local_complexity(10_000, wide)

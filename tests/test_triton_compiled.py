@@ -55,6 +55,7 @@ def _measured() -> Iterator[Callable[[], object]]:
         model = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4))
         yield partial(lmn.connectivity, model, x, m=4, **options)
         yield partial(lmn.activation_patterns, model, x, **options)
+        yield partial(lmn.jacobians, model, x, reduce="frobenius_norm", **options)
         yield partial(lmn.jacobians, model, x, **options)
         yield partial(lmn.local_complexity, model, x, r=0.5, n_directions=2, **options)
     convolutions = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
@@ -71,7 +72,7 @@ def calls() -> dict[str, Call]:
 
 
 def test_all_operators_are_launched(calls: dict[str, Call]) -> None:
-    assert len(OPERATORS) == 13
+    assert len(OPERATORS) == 14
     assert sorted(calls) == OPERATORS
 
 
@@ -111,8 +112,8 @@ def test_operators_are_what_they_say(name: str, calls: dict[str, Call]) -> None:
 
 # ---- what operators are given ------------------------------------------------------------------------------------------------
 
-# Fewer steps or directions, or fewer bits, are as good; a layer that is not the first does not read those of samples; and
-# where a layer's words and counts go is data.
+# Fewer steps or directions, fewer bits, and fewer columns that are summed over, are as good; a layer that is not the first does
+# not read those of samples; and where a wide layer's words and counts go is data.
 FREE = {
     "a row less": {
         "connectivity_deviations": "u", "connectivity_sums": "u", "local_complexity": "steps",
@@ -120,7 +121,7 @@ FREE = {
     },
     "a column less": {
         "hash_patterns": "words", "pack_patterns": "z", "patterns": "words", "local_complexity": "counts",
-        "local_complexity_layer": "at_samples, steps",
+        "local_complexity_layer": "at_samples, steps", "jacobian_grams": "weights",
     },
     "another type": {"local_complexity_layer": "at_samples, steps"},
     "not contiguous": {"local_complexity_layer": "at_samples, steps"},
@@ -148,7 +149,7 @@ def test_operators_refuse_arrays_that_are_not_what_the_others_say(name: str, how
             func(**_copied(given) | {key: SPOILT[how](given[key])})
 
 
-BAD = {
+BAD: dict[str, dict[str, Any]] = {
     "connectivity": {"m": (2, 0, -3), "n_out": (0, -1, 33), "sxx": (0.0,), "first_row": (-1, 4), "first_column": (-1,)},
     "connectivity_deviations": {"n_rows": (-2, 99), "first_pair": (-1, 1), "core": (-1, 99)},
     "connectivity_sums": {"n_rows": (-2, 99), "first_pair": (-1, 1), "sxx": (0.0,)},

@@ -52,8 +52,14 @@ def test_jacobians_for_every_activation(act: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "kernel"),
-    [(triton_gpu, "narrow_maps"), (products, "plain"), (products, "sloped"), (products, "with_slopes")],
-    ids=["narrow_maps", "plain", "sloped", "with_slopes"],
+    [
+        (triton_gpu, "narrow_maps"),
+        (triton_gpu, "wide_grams"),
+        (products, "plain"),
+        (products, "sloped"),
+        (products, "with_slopes"),
+    ],
+    ids=["narrow_maps", "wide_grams", "plain", "sloped", "with_slopes"],
 )
 def test_a_kernel_that_writes_nothing_is_seen(module: Any, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, kernel, lambda *_, **__: None)
@@ -95,6 +101,17 @@ def test_jacobians_of_any_sizes(size: int) -> None:
 @pytest.mark.parametrize("act", ["relu", "tanh"])
 def test_jacobians_of_chains_too_wide_or_deep_for_one_kernel(widths: tuple[int, ...], act: str) -> None:
     check(widths, act, 3, fused=False)
+
+
+@pytest.mark.parametrize("widths", [(60, 150, 33), (150, 150, 64), (64, 150, 150, 17), (2, 150, 150, 9)], ids=str)
+def test_inner_products_of_several_points_a_tile_and_of_one(widths: tuple[int, ...]) -> None:
+    assert TritonMaps(chain_of("silu", widths)[0], CPU).has_grams(torch.float32)
+    check(widths, "silu", 5, fused=False)
+
+
+def test_more_rows_than_a_tile_has_are_multiplied_as_they_are() -> None:
+    assert not TritonMaps(chain_of("silu", (80, 150, 65))[0], CPU).has_grams(torch.float32)
+    check((80, 150, 65), "silu", 5, fused=False)
 
 
 @pytest.mark.parametrize("width", [20, 80, 150])

@@ -102,10 +102,9 @@ def test_jacobians(widths: tuple[int, ...], bounds: tuple[float, float]) -> None
     assert least <= off(maps.jacobians(x), expected) <= most
 
 
-@pytest.mark.parametrize("widths", ["narrow", "in parts"])
-def test_inner_products_of_jacobians(widths: str, bounds: tuple[float, float]) -> None:
-    """Of narrow chains: wide ones have no kernel for them."""
-    maps, x, expected = maps_of(WIDTHS[widths])
+@OF_WIDTHS
+def test_inner_products_of_jacobians(widths: tuple[int, ...], bounds: tuple[float, float]) -> None:
+    maps, x, expected = maps_of(widths)
     assert maps.has_grams(x.dtype)
     least, most = bounds
     assert least <= off(maps.grams(x), expected @ expected.mT) <= most

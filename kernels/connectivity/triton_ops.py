@@ -35,8 +35,9 @@ def _fits_whole(given: dict[str, Any], _target: Target) -> bool:
     return given["WIDTH"] <= AT_ONCE or (given["DEPTH"] == 1 and (given["OUTPUTS"] <= AT_ONCE or not IS_TRITON_3_2))
 
 
-def _fits_whole_with_reloads(given: dict[str, Any], _target: Target) -> bool:
-    return given["WIDTH"] > AT_ONCE and given["DEPTH"] == 2 and given["OUTPUTS"] < AT_ONCE and VERSION >= (3, 5)
+def _fits_whole_with_reloads(given: dict[str, Any], target: Target) -> bool:
+    is_small = given["WIDTH"] > AT_ONCE and given["DEPTH"] == 2 and given["OUTPUTS"] < AT_ONCE
+    return is_small and target.backend != "hip" and VERSION >= (3, 5)
 
 
 def _fits_in_parts(given: dict[str, Any], _target: Target) -> bool:

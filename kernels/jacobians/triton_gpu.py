@@ -14,7 +14,7 @@ from lmn.kernels import triton_product_ops as products
 from lmn.kernels.activations import STRAIGHT_CORES
 from lmn.kernels.jacobians.problem import Chain, Problem
 from lmn.kernels.jacobians.torch_eager import TailMaps
-from lmn.kernels.jacobians.triton_ops import narrow_maps
+from lmn.kernels.jacobians.triton_ops import MOST_ROWS, narrow_maps, wide_grams
 from lmn.kernels.triton_host import AT_ONCE, MOST_DEPTH, POINTS, NarrowChain, on, wide_layers
 
 _SCRATCH_BYTES = 1 << 26  # of the rows between two products of a wide chain
@@ -48,14 +48,17 @@ class TritonMaps:
         return self._swept(samples, self._isometric)
 
     def has_grams(self, dtype: torch.dtype) -> bool:
-        narrow = self._narrow is not None and dtype != torch.float64
-        return narrow and self._isometric.n_rows <= min(POINTS, self._isometric.n_columns)
+        if dtype == torch.float64 or not self._chain.layers:
+            return False
+        sweep = self._isometric
+        if sweep.n_rows > sweep.n_columns:
+            return False
+        return sweep.n_rows <= POINTS if self._narrow is not None else sweep.n_rows <= MOST_ROWS and len(sweep.placed) > 1
 
     def grams(self, samples: Tensor) -> Tensor:
         sweep = self._isometric
-        assert self._narrow is not None
         out = torch.empty(len(samples), sweep.n_rows, sweep.n_rows, dtype=torch.float32, device=self._device)
-        self._fused(self._narrow, sweep, samples, out, grams=True)
+        self._swept_to(out, sweep, samples, grams=True)
         return out.double()
 
     @cached_property
@@ -81,35 +84,42 @@ class TritonMaps:
     def _swept(self, samples: Tensor, sweep: Sweep) -> Tensor:
         shape = (sweep.n_rows, sweep.n_columns) if sweep.reverse else (sweep.n_columns, sweep.n_rows)
         out = torch.empty(len(samples), *shape, dtype=torch.float32, device=self._device)
-        if self._narrow is not None:
-            self._fused(self._narrow, sweep, samples, out, grams=False)
-        else:
-            self._wide(sweep, samples.flatten(1).contiguous(), out)
+        self._swept_to(out, sweep, samples, grams=False)
         return out
 
-    def _fused(self, narrow: NarrowChain, sweep: Sweep, samples: Tensor, out: Tensor, *, grams: bool) -> None:
-        narrow_maps(
-            samples.detach().flatten(1).contiguous(), narrow.first, narrow.first_bias, **narrow.forward, **sweep.padded,
-            cores=narrow.cores, reverse=sweep.reverse, grams=grams, out=out,
-        )  # fmt: skip
-
-    def _wide(self, sweep: Sweep, x: Tensor, out: Tensor) -> None:
-        widest = max(sweep.n_columns, *self._chain.units)
+    def _swept_to(self, out: Tensor, sweep: Sweep, samples: Tensor, *, grams: bool) -> None:
+        """Maps, or their rows' inner products, to out."""
+        narrow, x = self._narrow, samples.detach().flatten(1).contiguous()
+        if narrow is not None:
+            narrow_maps(
+                x, narrow.first, narrow.first_bias, **narrow.forward, **sweep.padded,
+                cores=narrow.cores, reverse=sweep.reverse, grams=grams, out=out,
+            )  # fmt: skip
+            return
+        widest = max(0 if grams else sweep.n_columns, *self._chain.units)
         some = max(1, _SCRATCH_BYTES // (4 * widest * sweep.n_rows))
         for part, to in zip(x.split(some), out.split(some), strict=True):
-            slopes = self._slopes(part)
-            slopes = slopes[::-1] if sweep.reverse else slopes
-            start, *matrices = sweep.placed
-            rows = start[None] * slopes[0][:, None]
-            for number, matrix in enumerate(matrices):
-                ends = sweep.end is not None and number + 1 == len(matrices)
-                made = torch.empty(len(part), sweep.n_rows, matrix.shape[1], dtype=torch.float32, device=self._device)
-                if ends:
-                    products.plain(rows, matrix, made)
-                else:
-                    products.sloped(rows, matrix, slopes[number + 1], sweep.n_rows, made)
-                rows = made
-            to.copy_(rows if sweep.reverse else rows.mT)
+            self._wide(sweep, part, to, grams=grams)
+
+    def _wide(self, sweep: Sweep, x: Tensor, out: Tensor, *, grams: bool) -> None:
+        """A product a layer."""
+        slopes: list[Tensor | None] = [*self._slopes(x)]
+        slopes = slopes[::-1] if sweep.reverse else slopes
+        slopes += [None] if sweep.end is not None else []
+        start, *matrices = sweep.placed
+        assert slopes[0] is not None
+        rows = start[None] * slopes[0][:, None]
+        for number, (matrix, of_next) in enumerate(zip(matrices, slopes[1:], strict=True)):
+            if grams and number + 1 == len(matrices):
+                wide_grams(rows, matrix, of_next, out)
+                return
+            made = torch.empty(len(x), sweep.n_rows, matrix.shape[1], dtype=torch.float32, device=self._device)
+            if of_next is None:
+                products.plain(rows, matrix, made)
+            else:
+                products.sloped(rows, matrix, of_next, sweep.n_rows, made)
+            rows = made
+        out.copy_(rows if sweep.reverse else rows.mT)
 
     def _slopes(self, x: Tensor) -> list[Tensor]:
         """Of all layers at some points, each (n, units), by a product a layer."""

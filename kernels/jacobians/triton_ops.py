@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lmn.kernels.activations import CORES, STRAIGHT_CORES
 from lmn.kernels.jacobians.triton_fused import GRAM, STORED, fused
+from lmn.kernels.jacobians.triton_wide import grams as grams_of_products
 from lmn.kernels.triton_cases import Case, empty, forward
 from lmn.kernels.triton_checks import Arrays, require, single, sizes_of
 from lmn.kernels.triton_host import (
@@ -30,6 +31,7 @@ from lmn.kernels.triton_targets import Target
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, COLUMNS = 16, 32
+MOST_ROWS = 64  # of a point, of which wide chains have inner products made in one kernel
 _KEY = ("REVERSE", "ENDS", "MODE", "DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "CORE3", "n_in", "n_columns")
 
 
@@ -129,6 +131,50 @@ def narrow_maps(
     )
 
 
+def _wide_arrays(given: dict[str, Any]) -> Arrays:
+    n_rows, a_point, n_in, n_out = (given[name] for name in ("n_rows", "rows_a_point", "n_in", "n_out"))
+    arrays = single(a=(n_rows, n_in), weights=(n_in, n_out), out=(n_rows, a_point))
+    return arrays | (single(slopes=(n_rows // a_point, n_out)) if given["SLOPED"] else {})
+
+
+def _fits_32_rows(given: dict[str, Any], _target: Target) -> bool:
+    return bool(given["rows_a_point"] <= 32)
+
+
+_WIDE = Tuned(grams_of_products, ("SLOPED", "n_in", "n_out", "rows_a_point"), (
+    Choice({"ROWS": MOST_ROWS, "OUTS": 32}, 8, 2, roomy=True),
+    Choice({"ROWS": 32, "OUTS": 32}, 4, 2, roomy=True, fits=_fits_32_rows),
+), _wide_arrays)  # fmt: skip
+
+
+@torch.library.custom_op("lmn::jacobian_grams", mutates_args={"out"})
+def wide_grams(
+    rows: Tensor,
+    weights: Tensor,
+    slopes: Optional[Tensor],  # noqa: UP045 - what PyTorch 2.6 reads
+    out: Tensor,
+    precision: str = "",
+) -> None:
+    """Inner products, (n, k, k), of rows, (n, k, n_in), times weights, (n_in, n_out), and slopes, (n, n_out): see ``grams``."""
+    (n, a_point, n_in), (_, n_out) = sizes_of("rows", rows, 3), sizes_of("weights", weights, 2)
+    require(0 < a_point <= MOST_ROWS, f"inner products of 1 to {MOST_ROWS} rows a point; got {a_point}.")
+    sizes_of("out", out, 3)
+    _WIDE.launch(
+        lambda tile: (triton.cdiv(n, tile["ROWS"] // a_point),),
+        a=rows,
+        weights=weights,
+        slopes=weights if slopes is None else slopes,
+        out=out,
+        n_rows=n * a_point,
+        n_in=n_in,
+        n_out=n_out,
+        rows_a_point=a_point,
+        SLOPED=slopes is not None,
+        INS=32,
+        precision=precision,
+    )
+
+
 # ---- for the report ----------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +196,11 @@ def cases(thorough: bool) -> Iterator[Case]:
                     label = f"{depth} x {width} {core} of {n_in}, {'inner products' if grams else 'stored'}"
                     label += f", {'reverse' if reverse else 'forward'}{'' if ends else ', narrowed'}"
                     yield Case("jacobians", label, partial(_case, depth, width, CORES.index(core), n_in, grams, ends, reverse))
+    for n_in, n_out in ((200, 256), (256, 256), (1, 256), (256, 1)):
+        for sloped in (False, True):
+            label = f"inner products of {n_in} to {n_out}{', sloped' if sloped else ''}"
+            arrays = empty(4096, 10, n_in), empty(n_in, n_out), empty(4096, n_out) if sloped else None, empty(4096, 10, 10)
+            yield Case("jacobians", label, partial(wide_grams, *arrays))
 
 
 def _case(depth: int, width: int, core: int, n_in: int, grams: bool, ends: bool, reverse: bool) -> None:
