@@ -51,11 +51,20 @@ class Backend:
     def missing(self) -> str:
         """Why this machine can't run it, or ""."""
         absent = [package for package in self.requires if importlib.util.find_spec(package) is None]
-        return f"not installed: {', '.join(absent)}" if absent else ""
+        if absent:
+            return f"not installed: {', '.join(absent)}"
+        if self.on_gpus and not torch.cuda.is_available() and not _is_interpreted():
+            return "there is no GPU that torch can use (TRITON_INTERPRET=1 runs it on the CPU, slowly)"
+        return ""
 
     def load(self, operation: str) -> Callable[..., Any]:
         function: Callable[..., Any] = getattr(importlib.import_module(self.module), operation)
         return function
+
+
+def _is_interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _anything(_: Any) -> tuple[bool, str]:
@@ -75,7 +84,7 @@ def _chains_on_the_cpu(problem: Any) -> tuple[bool, str]:
 
 def _on_a_gpu(problem: Any) -> tuple[bool, str]:
     device = problem.device.type
-    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    if device != "cuda" and not _is_interpreted():
         return False, f"it runs on a GPU, and the samples are on {device} (TRITON_INTERPRET=1 runs it there, slowly)"
     if device == "cuda" and torch.cuda.is_available() and torch.version.hip is None:
         capability = torch.cuda.get_device_capability(problem.device)

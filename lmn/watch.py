@@ -40,7 +40,7 @@ def view(path: Path, rows: Sequence[Row], width: int, height: int | None = None)
     from rich.text import Text
 
     if not rows:
-        return Text(f"{path}: no measurement yet", style="dim")
+        return Text(f"{path}: {'no measurement yet' if path.exists() else 'no such file yet; it is waited for'}", style="dim")
     last = rows[-1]
     failed = [row for row in rows if "error" in row]
     seconds, taken = times_of(rows)
@@ -93,6 +93,8 @@ def watch(path: Path, *, once: bool) -> None:
     file = Follower(path)
     file.update()
     if not console.is_terminal:
+        if not file.rows:
+            console.print(view(path, (), console.width))
         _tell(console, file)
     with Live(view(path, file.rows, *console.size), console=console, auto_refresh=False) as live:
         size = console.size

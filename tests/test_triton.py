@@ -222,7 +222,7 @@ def test_float64_and_other_machines_are_declined(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(lmn.LmnError, match="it computes in float32, and the samples are float64"):
         lmn.connectivity(model.double(), x.double(), backend="triton", progress=False)
     monkeypatch.delenv("TRITON_INTERPRET")
-    with pytest.raises(lmn.LmnError, match="it runs on a GPU, and the samples are on cpu"):
+    with pytest.raises(lmn.LmnError, match=r"there is no GPU that torch can use|the samples are on cpu"):
         lmn.connectivity(model.float(), x, backend="triton", progress=False)
 
 
