@@ -8,7 +8,6 @@ import triton.language as tl
 from lmn.kernels.cores_triton import activation, activation_with_slope
 
 AT_ONCE = tl.constexpr(64)  # rows of a matrix that fit the registers beside a tile; more are multiplied in parts
-
 MOST_BREAKPOINTS = tl.constexpr(2)  # of an activation that is in the kernels' table
 
 
@@ -21,6 +20,12 @@ def some_columns(u, which, WIDTH: tl.constexpr, SOME: tl.constexpr):
 
 
 @triton.jit
+def _loaded(places, mask):
+    """What is there; zeros where a mask, unless it is None, has not."""
+    return tl.load(places) if mask is None else tl.load(places, mask=mask, other=0.0)
+
+
+@triton.jit
 def product(u, matrix, stride, columns, mask, nothing, WIDTH: tl.constexpr, SOME: tl.constexpr, PRECISION: tl.constexpr):
     """u, (rows, WIDTH), times some columns of a matrix, (WIDTH, stride); those that a mask, (1, columns) or None, has.
 
@@ -30,13 +35,11 @@ def product(u, matrix, stride, columns, mask, nothing, WIDTH: tl.constexpr, SOME
     rows = tl.arange(0, WIDTH if WIDTH < SOME else SOME)
     places = matrix + rows[:, None] * stride + columns[None, :]
     if WIDTH <= SOME:
-        w = tl.load(places) if mask is None else tl.load(places, mask=mask, other=0.0)
-        z = tl.dot(u, w, input_precision=PRECISION)
+        z = tl.dot(u, _loaded(places, mask), input_precision=PRECISION)
     else:
         z = tl.zeros((u.shape[0], columns.shape[0]), tl.float32)
         for part in range(nothing, WIDTH // SOME):
-            here = places + part * SOME * stride
-            w = tl.load(here) if mask is None else tl.load(here, mask=mask, other=0.0)
+            w = _loaded(places + part * SOME * stride, mask)
             z = tl.dot(some_columns(u, part, WIDTH, SOME), w, z, input_precision=PRECISION)
     return z
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from lmn.kernels import triton_chain
 from lmn.kernels.jacobians.problem import Chain
 from lmn.kernels.triton_checks import Arrays, check_cores, require, single, sizes_of
+from lmn.kernels.triton_targets import Target
 
-POINTS = 16  # of a tile: the rows of one instruction of the matrix unit
 MOST_DEPTH = 4
 AT_ONCE: int = triton_chain.AT_ONCE.value
 MOST_WIDTH = 128  # units of a layer up to which what a tile keeps of it fits the registers
@@ -165,7 +165,20 @@ def forward_arrays(given: dict[str, Any]) -> Arrays:
     return single(weights=(between, width, width), biases=(between, width)) | of_units
 
 
+def at_once(given: dict[str, Any], _target: Target) -> bool:
+    """Whether the products of a narrow chain's kernel take all rows of a matrix at once."""
+    return bool(given["WIDTH"] <= AT_ONCE)
+
+
+def in_parts(given: dict[str, Any], _target: Target) -> bool:
+    return bool(given["WIDTH"] > AT_ONCE)
+
+
+def names(name: str, n: int = MOST_DEPTH) -> tuple[str, ...]:
+    """Of the arguments of narrow kernels that there is one of for each layer."""
+    return tuple(f"{name}{number}" for number in range(n))
+
+
 def numbered(name: str, of_layers: list[int], n: int = MOST_DEPTH) -> dict[str, int]:
-    """What there is one of for each layer, as the arguments of narrow kernels."""
-    padded = [*of_layers, *[0] * n]
-    return {f"{name}{number}": padded[number] for number in range(n)}
+    """And with their values."""
+    return dict(zip(names(name, n), [*of_layers, *[0] * n], strict=False))

@@ -24,6 +24,13 @@ def product_tile(a, weights, rows, present, outs, n_in, n_out, ROWS: tl.constexp
     return total
 
 
+@triton.jit
+def times_slopes(values, slopes, rows, rows_a_point, outs, n_out, mask):
+    """Rows, each times some columns of the slopes, (n_points, n_out), of its point."""
+    of_point = (rows // rows_a_point)[:, None] * n_out + outs[None, :]
+    return values * tl.load(slopes + of_point, mask=mask, other=0.0)
+
+
 @triton.jit(do_not_specialize=["n_rows", "rows_a_point"])
 def products(
     a,
@@ -58,8 +65,7 @@ def products(
     mask = (rows < n_rows)[:, None] & (outs < n_out)[None, :]
     place = rows[:, None] * n_out + outs[None, :]
     if EPILOGUE == SLOPED:
-        of_point = (rows // rows_a_point)[:, None] * n_out + outs[None, :]
-        total *= tl.load(slopes + of_point, mask=mask, other=0.0)
+        total = times_slopes(total, slopes, rows, rows_a_point, outs, n_out, mask)
     elif EPILOGUE == WITH_SLOPES:
         total += tl.load(bias + outs, mask=outs < n_out, other=0.0)[None, :]
         scale = tl.load(scales + outs, mask=outs < n_out, other=0.0)[None, :]

@@ -32,8 +32,9 @@ NAMES = {"sm_80": "A100", "sm_90": "H100", "sm_100": "B200", "gfx942": "MI300X"}
 # What a thread block may have at most, in bytes (CUDA C++ Programming Guide, "Compute Capabilities"; AMD CDNA3 ISA).
 SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 
-_LABEL = 84  # characters of the longest
 REGISTERS = {"sm_80": 65_536, "sm_90": 65_536, "sm_100": 65_536, "gfx942": 131_072}  # and in registers of 32 bits
+
+_LABEL = 84  # characters of the longest
 
 _MATRIX_UNIT = {
     "HGMMA": r"wgmma\.mma_async",

@@ -48,7 +48,7 @@ class Choice:
     fits: Callable[[dict[str, Any], Target], bool] = _always
 
     def __str__(self) -> str:
-        tile = " x ".join(str(value) for value in self.tile.values() if not isinstance(value, bool))
+        tile = " x ".join(str(value) for value in self.tile.values())
         return f"{tile + ', ' if tile else ''}{self.warps} warps" + (f", {self.stages} stages" if self.stages > 1 else "")
 
     def options(self, backend: str) -> dict[str, int]:

@@ -93,8 +93,6 @@ def watch(path: Path, *, once: bool) -> None:
     file = Follower(path)
     file.update()
     if not console.is_terminal:
-        if not file.rows:
-            console.print(view(path, (), console.width))
         _tell(console, file)
     with Live(view(path, file.rows, *console.size), console=console, auto_refresh=False) as live:
         size = console.size
@@ -108,8 +106,7 @@ def watch(path: Path, *, once: bool) -> None:
 def _tell(console: Any, file: Follower) -> None:
     """Without end, to where nothing can be written over: each time there is something new."""
     while True:
-        if file.rows:
-            console.print(view(file.path, file.rows, console.width))
+        console.print(view(file.path, file.rows, console.width))
         while not file.update():
             time.sleep(_EVERY)
 

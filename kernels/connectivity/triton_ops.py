@@ -18,12 +18,12 @@ from lmn.kernels.connectivity.triton_fused import fused
 from lmn.kernels.connectivity.triton_wide import activations, sums
 from lmn.kernels.triton_cases import Case, empty
 from lmn.kernels.triton_checks import Arrays, check_cores, require, single, sizes_of
-from lmn.kernels.triton_host import AT_ONCE, LEAST, MOST_DEPTH, MOST_WIDTH, check_layers, numbered
+from lmn.kernels.triton_host import AT_ONCE, LEAST, MOST_DEPTH, MOST_WIDTH, check_layers, names, numbered
 from lmn.kernels.triton_targets import IS_TRITON_3_2, VERSION, Target
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 PAIRS = 16  # of a fused tile: the rows of one instruction of the matrix unit
-_NARROW_KEY = ("DEPTH", "WIDTH", "OUTPUTS", "CORE0", "CORE1", "CORE2", "CORE3")
+_NARROW_KEY = ("DEPTH", "WIDTH", "OUTPUTS", *names("CORE"))
 
 
 def _is_small(given: dict[str, Any], _target: Target) -> bool:
@@ -243,8 +243,9 @@ class Fused:
 
     @property
     def in_parts(self) -> bool:
-        """Whether products don't fit the registers at once."""
-        return self.width > AT_ONCE and (self.depth > 2 or (self.depth == 2 and self.outputs >= AT_ONCE))
+        """Whether products don't fit the registers at once, on NVIDIA."""
+        given = {"DEPTH": self.depth, "WIDTH": self.width, "OUTPUTS": self.outputs}
+        return all(choice.tile["SOME"] < self.width for choice in _TUNED.fitting(given, Target("cuda")))
 
 
 def fused_for(units: list[int], n_out: int) -> Fused | None:

@@ -81,23 +81,9 @@ def fused(
     columns = tl.arange(0, WIDTH)
     z = first_map(x, first, first_bias, points, present, n_in, columns, WIDTH, POINTS, INS, PRECISION)
     s0, s1, s2, s3 = slopes_of(
-        z,
-        weights,
-        biases,
-        scales,
-        straights,
-        parameters,
-        columns,
-        nothing,
-        DEPTH,
-        WIDTH,
-        SOME,
-        CORE0,
-        CORE1,
-        CORE2,
-        CORE3,
+        z, weights, biases, scales, straights, parameters, columns, nothing, DEPTH, WIDTH, SOME, CORE0, CORE1, CORE2, CORE3,
         PRECISION,
-    )
+    )  # fmt: skip
     if REVERSE and DEPTH == 2:
         s0, s1 = s1, s0
     if REVERSE and DEPTH == 3:

@@ -14,8 +14,8 @@ from lmn.kernels import triton_product_ops as products
 from lmn.kernels.activations import STRAIGHT_CORES
 from lmn.kernels.jacobians.problem import Chain, Problem
 from lmn.kernels.jacobians.torch_eager import TailMaps
-from lmn.kernels.jacobians.triton_ops import MOST_ROWS, narrow_maps, wide_grams
-from lmn.kernels.triton_host import AT_ONCE, MOST_DEPTH, POINTS, NarrowChain, on, wide_layers
+from lmn.kernels.jacobians.triton_ops import MOST_ROWS, POINTS, narrow_maps, wide_grams
+from lmn.kernels.triton_host import AT_ONCE, MOST_DEPTH, NarrowChain, on, wide_layers
 
 _SCRATCH_BYTES = 1 << 26  # of the rows between two products of a wide chain
 

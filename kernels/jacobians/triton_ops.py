@@ -21,18 +21,21 @@ from lmn.kernels.triton_host import (
     LEAST,
     MOST_DEPTH,
     MOST_WIDTH,
-    POINTS,
+    at_once,
     check_layers,
     first_arrays,
     forward_arrays,
+    in_parts,
+    names,
     numbered,
 )
 from lmn.kernels.triton_targets import Target
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, COLUMNS = 16, 32
+POINTS = 16  # of a tile: the rows of one instruction of the matrix unit
 MOST_ROWS = 64  # of a point, of which wide chains have inner products made in one kernel
-_KEY = ("REVERSE", "ENDS", "MODE", "DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", "CORE3", "n_in", "n_columns")
+_KEY = ("REVERSE", "ENDS", "MODE", "DEPTH", "WIDTH", *names("CORE"), "n_in", "n_columns")
 
 
 def _has_registers(arguments: dict[str, Any], target: Target) -> bool:
@@ -42,14 +45,6 @@ def _has_registers(arguments: dict[str, Any], target: Target) -> bool:
     if arguments["WIDTH"] == AT_ONCE:
         return target.backend == "hip" or arguments["DEPTH"] < 3 or has_room
     return bool(arguments["WIDTH"] == LEAST)
-
-
-def _fits_at_once(arguments: dict[str, Any], _target: Target) -> bool:
-    return bool(arguments["WIDTH"] <= AT_ONCE)
-
-
-def _fits_in_parts(arguments: dict[str, Any], _target: Target) -> bool:
-    return bool(arguments["WIDTH"] > AT_ONCE)
 
 
 def _arrays(given: dict[str, Any]) -> Arrays:
@@ -69,8 +64,8 @@ def _arrays(given: dict[str, Any]) -> Arrays:
 
 _TUNED = Tuned(fused, _KEY, (
     Choice({"SOME": AT_ONCE}, 4, roomy=True, fits=_has_registers),
-    Choice({"SOME": AT_ONCE}, 8, roomy=True, fits=_fits_at_once),
-    Choice({"SOME": 32}, 8, roomy=True, fits=_fits_in_parts),
+    Choice({"SOME": AT_ONCE}, 8, roomy=True, fits=at_once),
+    Choice({"SOME": 32}, 8, roomy=True, fits=in_parts),
 ), _arrays)  # fmt: skip
 
 

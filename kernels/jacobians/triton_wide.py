@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lmn.kernels.triton_products import product_tile
+from lmn.kernels.triton_products import product_tile, times_slopes
 
 
 @triton.jit(do_not_specialize=["n_rows", "rows_a_point"])
@@ -39,8 +39,8 @@ def grams(
         outs = begin + tl.arange(0, OUTS)
         values = product_tile(a, weights, rows, present, outs, n_in, n_out, ROWS, INS, OUTS, PRECISION)
         if SLOPED:
-            of_point = (rows // rows_a_point)[:, None] * n_out + outs[None, :]
-            values *= tl.load(slopes + of_point, mask=present[:, None] & (outs < n_out)[None, :], other=0.0)
+            mask = present[:, None] & (outs < n_out)[None, :]
+            values = times_slopes(values, slopes, rows, rows_a_point, outs, n_out, mask)
         total = tl.dot(values, tl.trans(values), total, input_precision=PRECISION)
     of_one = (local // rows_a_point)[:, None] == (local // rows_a_point)[None, :]
     place = out + rows[:, None] * rows_a_point + (local % rows_a_point)[None, :]

@@ -22,11 +22,13 @@ from lmn.kernels.triton_host import (
     MOST_BREAKPOINTS,
     MOST_DEPTH,
     MOST_WIDTH,
+    at_once,
     check_bends,
     check_breakpoints,
     check_layers,
     first_arrays,
     forward_arrays,
+    names,
     numbered,
 )
 from lmn.kernels.triton_targets import Target
@@ -56,19 +58,15 @@ def _layer_arrays(given: dict[str, Any]) -> Arrays:
     return arrays | of_type(torch.int32, counts=(n, triton.cdiv(n_units, UNITS)))
 
 
-def _fits_fewer_warps(given: dict[str, Any], _target: Target) -> bool:
-    return bool(given["WIDTH"] <= AT_ONCE)
-
-
 def _fits_more_vertices(given: dict[str, Any], target: Target) -> bool:
     """Of fewer columns warps would share rows, and of more there are too few registers."""
     return target.backend == "cuda" and bool(given["WIDTH"] == AT_ONCE)
 
 
-_KEY = ("DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", *numbered("BREAKPOINTS", []), "n_in", "n_directions")
+_KEY = ("DEPTH", "WIDTH", *names("CORE", MOST_DEPTH - 1), *names("BREAKPOINTS"), "n_in", "n_directions")
 _NARROW = Tuned(fused, _KEY, (
     Choice({"VERTICES": 16}, 8, roomy=True),
-    Choice({"VERTICES": 16}, 4, roomy=True, fits=_fits_fewer_warps),
+    Choice({"VERTICES": 16}, 4, roomy=True, fits=at_once),
     Choice({"VERTICES": 32}, 8, roomy=True, fits=_fits_more_vertices),
 ), _narrow_arrays)  # fmt: skip
 

@@ -28,6 +28,8 @@ from lmn.kernels.triton_host import (
     check_layers,
     first_arrays,
     forward_arrays,
+    in_parts,
+    names,
     numbered,
 )
 from lmn.kernels.triton_targets import IS_TRITON_3_2, Target
@@ -36,7 +38,7 @@ from lmn.kernels.triton_tuned import Choice, Tuned
 INS, UNITS = 16, 64
 _PACKED = 64  # points of a tile
 TAKES_GRIDS = not IS_TRITON_3_2  # whose compiler fails there: "transfer from register to shared"
-_KEY = ("GRID", "INDEXED", "EDGES", "DEPTH", "WIDTH", "CORE0", "CORE1", "CORE2", *numbered("BREAKPOINTS", []), "n_in")
+_KEY = ("GRID", "INDEXED", "EDGES", "DEPTH", "WIDTH", *names("CORE", MOST_DEPTH - 1), *names("BREAKPOINTS"), "n_in")
 
 
 def _narrow_arrays(given: dict[str, Any]) -> Arrays:
@@ -55,7 +57,7 @@ def _narrow_arrays(given: dict[str, Any]) -> Arrays:
 
 def _layer_arrays(given: dict[str, Any]) -> Arrays:
     n_points, n_in, n_units, n_breakpoints = (given[name] for name in ("n_points", "n_in", "n_units", "BREAKPOINTS"))
-    _check_words(given | {"n_breakpoints": n_breakpoints})
+    _check_words(given, n_breakpoints)
     arrays = single(
         u=(n_points, n_in), weights=(n_in, n_units), bias=(n_units,), scales=(n_units,), straights=(n_units,),
         breakpoints=(n_breakpoints,),
@@ -68,15 +70,15 @@ def _layer_arrays(given: dict[str, Any]) -> Arrays:
 
 
 def _pack_arrays(given: dict[str, Any]) -> Arrays:
-    _check_words(given)
     n_points, n_breakpoints = given["n_points"], given["n_breakpoints"]
+    _check_words(given, n_breakpoints)
     z = of_type(given["z"].dtype, z=(n_points, given["n_units"]), breakpoints=(n_breakpoints,))
     return z | of_type(torch.int64, words=(n_points, given["n_words"]))
 
 
-def _check_words(given: dict[str, Any]) -> None:
+def _check_words(given: dict[str, Any], n_breakpoints: int) -> None:
     first, n_units, n_words = given["first_word"], given["n_units"], given["n_words"]
-    last = first + triton.cdiv(n_units * given["n_breakpoints"], 64)
+    last = first + triton.cdiv(n_units * n_breakpoints, 64)
     require(first >= 0 and last <= n_words, f"{n_units} units go from word {first} up to word {last} of {n_words}.")
 
 
@@ -92,16 +94,12 @@ def _fits_32_rows(given: dict[str, Any], target: Target) -> bool:
     return given["WIDTH"] == AT_ONCE and target.backend == "cuda" and not given["EDGES"]
 
 
-def _is_wide(given: dict[str, Any], _target: Target) -> bool:
-    return bool(given["WIDTH"] > AT_ONCE)
-
-
 # Weights are loaded once a tile: the more of its rows, the fewer instructions; of 16, a small launch makes more programs.
 _NARROW = Tuned(fused, _KEY, (
     Choice({"POINTS": 16, "SOME": AT_ONCE}, 8, roomy=True),
     Choice({"POINTS": 64, "SOME": AT_ONCE}, 4, roomy=True, fits=_fits_64_rows),
     Choice({"POINTS": 32, "SOME": AT_ONCE}, 4, roomy=True, fits=_fits_32_rows),
-    Choice({"POINTS": 16, "SOME": 32}, 4, roomy=True, fits=_is_wide),
+    Choice({"POINTS": 16, "SOME": 32}, 4, roomy=True, fits=in_parts),
 ), _narrow_arrays)  # fmt: skip
 
 
