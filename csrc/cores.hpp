@@ -148,11 +148,11 @@ struct Identity {
 };
 
 template <class T>
-struct Abs {
-    static Vec<T> at(Vec<T> z, CoreParameters<T>) { return absolute<T>(z); }
+struct Relu {
+    static Vec<T> at(Vec<T> z, CoreParameters<T>) { return maximum(Vec<T>{}, z); }
     static Sloped<T> with_slope(Vec<T> z, CoreParameters<T> p) {
-        const Vec<T> side = z > Vec<T>{} ? broadcast(T(1)) : z < Vec<T>{} ? broadcast(T(-1)) : broadcast(p.kink);
-        return {absolute<T>(z), z == z ? side : z};
+        const Vec<T> side = z > Vec<T>{} ? broadcast(T(1)) : z < Vec<T>{} ? Vec<T>{} : broadcast(p.kink);
+        return {maximum(Vec<T>{}, z), z == z ? side : z};
     }
 };
 
@@ -274,6 +274,6 @@ inline constexpr double kSlopeLimits[] = {0, 0, 0, 0, -1, -1, -1, 0, -0.5, 0, 0}
 
 // All of them, in the order of kernels/activations.py: CORES.
 #define LMN_CORES(X) \
-    X(Identity) X(Abs) X(Clamp) X(Tanh) X(ZTanh) X(ZErf) X(ZGeluTanh) X(Elu) X(Softplus) X(Hardswish) X(Mish)
+    X(Identity) X(Relu) X(Clamp) X(Tanh) X(ZTanh) X(ZErf) X(ZGeluTanh) X(Elu) X(Softplus) X(Hardswish) X(Mish)
 
 }  // namespace lmn::LMN_ISA

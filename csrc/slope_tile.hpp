@@ -23,11 +23,11 @@ CoreParameters<T> parameters(const SlopeLayer<T>& layer) {
     return {layer.p0, layer.p1, layer.kink};
 }
 
-// The largest number for an infinite z where an activation may be less than that: a ReLU's two halves differ by 0, and what a
-// clamp lets through of z is 0 of it; infinity would make both NaN.
+// The largest number for an infinite z where an activation may be less than that: what a ReLU or a
+// clamp lets through of z there is 0 of it; infinity would make that NaN.
 template <class T, template <class> class Core>
 Vec<T> bounded(Vec<T> z) {
-    if constexpr (!std::is_same_v<Core<T>, Abs<T>> && !std::is_same_v<Core<T>, Clamp<T>>) return z;
+    if constexpr (!std::is_same_v<Core<T>, Relu<T>> && !std::is_same_v<Core<T>, Clamp<T>>) return z;
     constexpr T kMost = std::numeric_limits<T>::max();
     return maximum(broadcast(-kMost), minimum(broadcast(kMost), z));
 }

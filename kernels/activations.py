@@ -5,9 +5,10 @@ An activation is an affine function of its argument plus a multiple of a *core*:
     act(z) = scale * core(z; p0, p1) + slope * z + constant
 
 The deviation of an activation from its chord is what linear connectivity needs, and the affine part has none where z is
-linear. Several activations share a core (ReLU, LeakyReLU and PReLU are |z|; SiLU is z tanh(z/2)), so a kernel language has
-one short function a core: csrc/cores.hpp, kernels/cores_numba.py, kernels/cores_triton.py. The cores are even or odd where the
-activation is nearly linear, which keeps their rounding error in proportion to the curvature that is measured.
+linear. Several activations share a core (LeakyReLU, PReLU and the absolute value are ReLU; SiLU is z tanh(z/2)), so a kernel
+language has one short function a core: csrc/cores.hpp, kernels/cores_numba.py, kernels/cores_triton.py. Smooth cores are even
+or odd where the activation is nearly linear, which keeps their rounding error in proportion to the curvature that is measured;
+those of linear pieces are level on one, where the affine part is the activation, its slope with all digits.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch.nn import functional
 # The position is the number by which compiled kernels know a core: append only.
 CORES = (
     "identity",  # z
-    "abs",  # |z|
+    "relu",  # z above zero, else 0
     "clamp",  # z clamped to [p0, p1]
     "tanh",  # tanh(p0 z)
     "ztanh",  # z tanh(p0 z)
@@ -36,7 +37,7 @@ CORES = (
     "hardswish",  # z clamp(z + 3, 0, 6) / 6
     "mish",  # z tanh(softplus(z))
 )
-STRAIGHT_CORES = frozenset({"identity", "abs", "clamp"})  # of linear pieces
+STRAIGHT_CORES = frozenset({"identity", "relu", "clamp"})  # of linear pieces
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Activation:
     @property
     def may_be_flat(self) -> bool:
         """Whether its slope is exactly zero on an interval, for some unit."""
-        of_core = {"abs": (-1.0, 1.0), "clamp": (0.0, 1.0), "hardswish": (0.0, 1.0)}.get(self.core, ())
+        of_core = (0.0, 1.0) if self.core in ("relu", "clamp", "hardswish") else ()
         return any(bool(np.any(self.scale * np.asarray(slope) + self.slope == 0)) for slope in of_core)
 
     def by_unit(self, n_hidden: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,17 +108,16 @@ def _identity() -> Activation:
 
 
 def _relu() -> Activation:
-    return Activation("relu", "abs", torch.relu, kink=-1.0, scale=0.5, slope=0.5, piecewise_linear=True)
+    return Activation("relu", "relu", torch.relu, piecewise_linear=True)
 
 
 def _leaky_relu(negative_slope: float = 0.01) -> Activation:
     return Activation(
         "leaky_relu",
-        "abs",
+        "relu",
         lambda z: functional.leaky_relu(z, negative_slope),
-        kink=-1.0,
-        scale=(1 - negative_slope) / 2,
-        slope=(1 + negative_slope) / 2,
+        scale=1 - negative_slope,
+        slope=negative_slope,
         piecewise_linear=True,
     )
 
@@ -126,17 +126,16 @@ def _prelu(weight: Tensor) -> Activation:
     slopes = weight.detach().double().cpu().numpy().reshape(-1)
     return Activation(
         "prelu",
-        "abs",
+        "relu",
         lambda z: torch.where(z > 0, z, z * weight.detach().to(z)),
-        kink=-1.0,
-        scale=(1 - slopes) / 2,
-        slope=(1 + slopes) / 2,
+        scale=1 - slopes,
+        slope=slopes,
         piecewise_linear=True,
     )
 
 
 def _absolute() -> Activation:
-    return Activation("abs", "abs", torch.abs, piecewise_linear=True)
+    return Activation("abs", "relu", torch.abs, kink=0.5, scale=2.0, slope=-1.0, piecewise_linear=True)
 
 
 def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
@@ -273,7 +272,7 @@ def core_values(core: str, z: np.ndarray, p0: float = 0.0, p1: float = 0.0) -> n
     t = torch.from_numpy(np.ascontiguousarray(z, dtype=np.float64))
     values = {
         "identity": lambda: t,
-        "abs": lambda: t.abs(),
+        "relu": lambda: t.relu(),
         "clamp": lambda: t.clamp(p0, p1),
         "tanh": lambda: torch.tanh(p0 * t),
         "ztanh": lambda: t * torch.tanh(p0 * t),

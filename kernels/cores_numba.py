@@ -227,8 +227,8 @@ def identity(z, p0, p1):
 
 
 @register_jitable
-def absolute(z, p0, p1):
-    return abs(z)
+def relu(z, p0, p1):
+    return _maximum(_number(0, z), z)
 
 
 @register_jitable
@@ -290,7 +290,7 @@ def mish(z, p0, p1):
 
 _CORES = {
     "identity": identity,
-    "abs": absolute,
+    "relu": relu,
     "clamp": clamp,
     "tanh": tanh,
     "ztanh": ztanh,

@@ -14,7 +14,7 @@ import triton.language as tl
 from lmn.kernels.activations import CORES
 
 IDENTITY = tl.constexpr(CORES.index("identity"))
-ABS = tl.constexpr(CORES.index("abs"))
+RELU = tl.constexpr(CORES.index("relu"))
 CLAMP = tl.constexpr(CORES.index("clamp"))
 TANH = tl.constexpr(CORES.index("tanh"))
 ZTANH = tl.constexpr(CORES.index("ztanh"))
@@ -89,8 +89,8 @@ def core(z, p0, p1, CORE: tl.constexpr):
     """A core at a block of any shape, float32."""
     if CORE == IDENTITY:
         value = z
-    elif CORE == ABS:
-        value = tl.abs(z)
+    elif CORE == RELU:
+        value = _at_least(0.0, z)
     elif CORE == CLAMP:
         value = _at_most(p1, _at_least(p0, z))
     elif CORE == TANH:
@@ -138,8 +138,8 @@ def core_with_slope(z, p0, p1, kink, CORE: tl.constexpr):
     value = core(z, p0, p1, CORE)
     if CORE == IDENTITY:
         slope = _of_a_number(z, tl.full(z.shape, 1.0, tl.float32))
-    elif CORE == ABS:
-        slope = _of_a_number(z, tl.where(z > 0.0, 1.0, tl.where(z < 0.0, -1.0, kink)))
+    elif CORE == RELU:
+        slope = _of_a_number(z, tl.where(z > 0.0, 1.0, tl.where(z < 0.0, 0.0, kink)))
     elif CORE == CLAMP:
         inside = (z > p0) & (z < p1)
         slope = _of_a_number(z, tl.where(inside, 1.0, tl.where((z == p0) | (z == p1), kink, 0.0)))
@@ -174,9 +174,9 @@ def core_with_slope(z, p0, p1, kink, CORE: tl.constexpr):
 
 @triton.jit
 def _bounded(z, CORE: tl.constexpr):
-    """The largest number for an infinite z where an activation is less than that: a ReLU's two halves differ by 0, and what a
-    clamp lets through of z is 0 of it; infinity would make both NaN."""
-    if CORE == ABS or CORE == CLAMP:  # noqa: PLR1714, SIM109 - in Triton's language
+    """The largest number for an infinite z where an activation is less than that: what a ReLU or a clamp lets
+    through of z there is 0 of it; infinity would make that NaN."""
+    if CORE == RELU or CORE == CLAMP:  # noqa: PLR1714, SIM109 - in Triton's language
         z = _at_least(-3.4e38, _at_most(3.4e38, z))
     return z
 

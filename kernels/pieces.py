@@ -55,7 +55,7 @@ class Pieces:
 
 def breakpoints_of(activation: Activation) -> np.ndarray:
     """Where the pieces of a piecewise-linear activation that is not the identity meet: ascending, float64."""
-    bounds = {"pieces": activation.breakpoints, "abs": (0.0,), "clamp": (activation.p0, activation.p1)}[activation.core]
+    bounds = {"pieces": activation.breakpoints, "relu": (0.0,), "clamp": (activation.p0, activation.p1)}[activation.core]
     return np.unique([at for at in bounds if np.isfinite(at)])
 
 
@@ -64,8 +64,8 @@ def pieces(activation: Activation, n_units: int) -> Pieces:
     if activation.core == "pieces":
         return _pieces_by_values(activation, n_units)
     breakpoints = breakpoints_of(activation)
-    if activation.core == "abs":
-        core_slopes = np.array([-1.0, 1.0])
+    if activation.core == "relu":
+        core_slopes = np.array([0.0, 1.0])
     else:
         ends = np.array([-np.inf, activation.p0, activation.p1, np.inf])
         core_slopes = np.array([0.0, 1.0, 0.0])[ends[:-1] < ends[1:]]  # bounds may be infinite, or equal

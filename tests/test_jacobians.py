@@ -206,6 +206,20 @@ def test_small_slopes_keep_their_digits_in_float32(act: type[nn.Module]) -> None
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("backend", ["cpp", "triton", "torch"])
+def test_a_leaky_units_slope_keeps_its_digits_however_small(backend: str) -> None:
+    model = mlp(6, 24, 24, 3, act=functools.partial(nn.LeakyReLU, 1e-5))
+    with torch.no_grad():
+        model[0].bias -= 3  # nearly all units are below zero, and their slopes are the map
+        model[2].bias -= 3
+    x = 4 * torch.randn(100, 6)
+    expected = torch.func.vmap(torch.func.jacrev(copy.deepcopy(model).double()))(x.double()).detach()
+    got = lmn.jacobians(model, x, backend=backend, progress=False).double()
+    norms = expected.flatten(1).norm(dim=1)
+    assert bool((norms < 1e-3 * norms.max()).any())  # maps that a lost digit would show in
+    assert bool(((got - expected).flatten(1).norm(dim=1) <= 1e-6 * norms).all())
+
+
 def test_a_nan_is_not_hidden_by_a_slope() -> None:
     for name in ACTIVATIONS:
         act = activation(name, **({"weight": torch.tensor([0.25])} if name == "prelu" else PARAMETERS.get(name, {})))

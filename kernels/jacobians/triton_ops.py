@@ -182,7 +182,7 @@ def cases(thorough: bool) -> Iterator[Case]:
             if depth > most:
                 continue
             for grams, ends, reverse in itertools.product((False, True), repeat=3):
-                deepest = core in ("abs", "mish") and depth == most and reverse
+                deepest = core in ("relu", "mish") and depth == most and reverse
                 of_fewer_warps = core == "mish" and depth == 2 and reverse and ends and width == AT_ONCE
                 of_the_largest = n_in == 64 and width >= AT_ONCE
                 forward_too = core == "mish" and depth == most and ends and of_the_largest

@@ -186,7 +186,7 @@ def layer_counts(
 def cases(thorough: bool) -> Iterator[Case]:
     """The deepest narrow chains, and layers of wide ones: the first, those between, the last."""
     for depth in range(1, MOST_DEPTH + 1) if thorough else (MOST_DEPTH,):
-        for core in CORES[1:] if thorough else ("abs", "mish"):
+        for core in CORES[1:] if thorough else ("relu", "mish"):
             for width in (MOST_WIDTH, AT_ONCE, LEAST):
                 yield Case(
                     "local complexity", f"{depth} x {width} {core}", partial(_narrow_case, depth, width, CORES.index(core))

@@ -258,7 +258,7 @@ def hash_words(words: Tensor, hashes: Tensor) -> None:
 def cases(thorough: bool) -> Iterator[Case]:
     """Of points of a grid and of samples, of these with points on edges told apart and not, of the deepest chains."""
     for depth in range(1, MOST_DEPTH + 1) if thorough else (MOST_DEPTH,):
-        for core in ("abs", "clamp"):  # those of piecewise-linear activations
+        for core in ("relu", "clamp"):  # those of piecewise-linear activations
             where = ("grid", "some of a grid", "samples") if TAKES_GRIDS else ("samples",)
             for points in where:  # of a grid, those on edges are not told apart by its arithmetic
                 for edges, width, n_in in itertools.product((False, True), (MOST_WIDTH, AT_ONCE, LEAST), (64, 2, 1)):
@@ -267,7 +267,7 @@ def cases(thorough: bool) -> Iterator[Case]:
                         of = f"{points} of {n_in}" if points == "samples" else points
                         label = f"{depth} x {width} {core}, {of}{', edges' if edges else ''}"
                         yield Case("patterns", label, partial(_narrow_case, depth, width, core, n_in, points, edges))
-    for core, n_units, edges, last in itertools.product(("abs", "clamp"), (256, 250, 1), (False, True), (False, True)):
+    for core, n_units, edges, last in itertools.product(("relu", "clamp"), (256, 250, 1), (False, True), (False, True)):
         label = f"layer of {n_units}, {core}{', last' if last else ''}{', edges' if edges else ''}"
         if thorough or edges:
             yield Case("patterns", label, partial(_layer_case, core, n_units, edges, last))
