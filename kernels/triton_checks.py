@@ -15,7 +15,7 @@ from lmn.kernels.activations import CORES
 
 Arrays = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # of arguments' names: what they have to be
 
-_MOST_PROGRAMS = 65_535  # along the second and third axis of a grid, on NVIDIA
+_MOST_PROGRAMS = (2**31 - 1, 65_535, 65_535)  # along the axes of a grid, on NVIDIA
 
 
 def of_type(dtype: torch.dtype, **shapes: tuple[int, ...]) -> Arrays:
@@ -59,4 +59,5 @@ def check_arrays(arguments: dict[str, Any], arrays: Arrays, device: torch.device
 
 def check_grid(grid: tuple[int, ...]) -> None:
     """That a GPU takes so many programs."""
-    require(max(grid[1:], default=1) <= _MOST_PROGRAMS, f"a launch of {grid} programs is more than a GPU takes; split it.")
+    fits = all(n <= most for n, most in zip(grid, _MOST_PROGRAMS, strict=False))
+    require(fits, f"a launch of {grid} programs is more than a GPU takes; split it.")

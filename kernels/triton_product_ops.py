@@ -100,7 +100,7 @@ def _launch(tuned: Tuned, a: Tensor, weights: Tensor, out: Tensor, precision: st
     unused: dict[str, Any] = dict.fromkeys(("bias", "scales", "straights", "slopes"), weights)
     unused |= {"p0": 0.0, "p1": 0.0, "kink": 0.0, "rows_a_point": 1, "CORE": 0}
     tuned.launch(
-        lambda tile: (triton.cdiv(n_rows, tile["ROWS"]), triton.cdiv(n_out, tile["OUTS"])),
+        lambda tile: (triton.cdiv(n_rows, tile["ROWS"]) * triton.cdiv(n_out, tile["OUTS"]),),
         a=a,
         weights=weights,
         out=out,

@@ -11,6 +11,17 @@ PLAIN, WITH_SLOPES, SLOPED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
+def rows_and_columns(n_columns, COLUMNS: tl.constexpr):
+    """Which rows a program takes, int64, and which COLUMNS of n_columns, by their numbers.
+
+    Those of all columns of the same rows run beside each other, so that these come from memory once, and for the rest from
+    the second cache: weights are there in any order.
+    """
+    blocks = tl.cdiv(n_columns, COLUMNS)
+    return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+
+
+@triton.jit
 def product_tile(a, weights, rows, present, outs, n_in, n_out, ROWS: tl.constexpr, INS: tl.constexpr, OUTS: tl.constexpr,
                  PRECISION: tl.constexpr):  # fmt: skip
     """Some rows of a, (.., n_in), those present, by some columns of weights, (n_in, n_out): (ROWS, OUTS)."""
@@ -59,8 +70,9 @@ def products(
     WITH_SLOPES: plus a bias, and through the activation after it, whose slopes go to ``slopes``, of the shape of out; SLOPED:
     each row times the slopes, (n_rows // rows_a_point, n_out), of its point.
     """
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    outs = tl.program_id(1) * OUTS + tl.arange(0, OUTS)
+    tile, block = rows_and_columns(n_out, OUTS)
+    rows = tile * ROWS + tl.arange(0, ROWS)
+    outs = block * OUTS + tl.arange(0, OUTS)
     total = product_tile(a, weights, rows, rows < n_rows, outs, n_in, n_out, ROWS, INS, OUTS, PRECISION)
     mask = (rows < n_rows)[:, None] & (outs < n_out)[None, :]
     place = rows[:, None] * n_out + outs[None, :]

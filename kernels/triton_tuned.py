@@ -48,8 +48,8 @@ class Choice:
     fits: Callable[[dict[str, Any], Target], bool] = _always
 
     def __str__(self) -> str:
-        tile = " x ".join(str(value) for value in self.tile.values())
-        return f"{tile + ', ' if tile else ''}{self.warps} warps" + (f", {self.stages} stages" if self.stages > 1 else "")
+        tile = "".join(f"{name} {value}, " for name, value in self.tile.items())
+        return f"{tile}{self.warps} warps" + (f", {self.stages} stages" if self.stages > 1 else "")
 
     def options(self, backend: str) -> dict[str, int]:
         """As a launch takes it."""
@@ -69,7 +69,8 @@ class Tuned:
 
     Triton times those that fit at the first large launch for each value of ``key``, precision and device, and keeps what it
     found, on disk too where it can (from Triton 3.4 on). Kernels must come to the same when they are run again. A launch too
-    small to tell, and Triton's interpreter, takes the first that fits.
+    small to tell, and Triton's interpreter, takes the first that fits; and so does each under
+    ``torch.use_deterministic_algorithms``, as configurations add in other orders, and their last bits differ.
 
     Attributes
     ----------
@@ -126,7 +127,8 @@ class Tuned:
             self.kernel[grid](**arguments, **first.tile)
             return
         with torch.cuda.device(device):
-            if len(choices) == 1 or math.prod(size) < _WAVES * torch.cuda.get_device_properties(device).multi_processor_count:
+            waves = math.prod(size) / torch.cuda.get_device_properties(device).multi_processor_count
+            if len(choices) == 1 or waves < _WAVES or torch.are_deterministic_algorithms_enabled():
                 self.kernel[grid](**arguments, **first.tile, **first.options(backend))
             else:
                 self._fastest_of(choices, device, backend)[grid](**arguments)

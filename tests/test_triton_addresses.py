@@ -41,21 +41,32 @@ class Rows:
     tile: str = ""
 
 
+MOST_PROGRAMS = 2**31 - 1
+
 ROWS = {
-    "patterns.triton_fused.fused": Rows(("x", "words", "hashes"), "n_points", "POINTS"),
-    "patterns.triton_wide.layer": Rows(("u", "out", "words", "edges"), "n_points", "ROWS"),
+    "patterns.triton_fused.fused_patterns": Rows(("x", "words", "hashes"), "n_points", "POINTS"),
+    "patterns.triton_wide.layer_of_patterns": Rows(("u", "out", "words", "edges"), "n_points", "ROWS"),
     "patterns.triton_bits.pack": Rows(("z", "words"), "n_points", "POINTS"),
     "patterns.triton_bits.hashed": Rows(("words", "hashes"), "n_points", "POINTS"),
-    "jacobians.triton_fused.fused": Rows(("x", "out"), "n_points", "POINTS"),
-    "jacobians.triton_wide.grams": Rows(("a", "out", "slopes"), "n_rows", "ROWS"),
-    "local_complexity.triton_fused.fused": Rows(("x", "counts")),
-    "local_complexity.triton_wide.layer": Rows(("u", "at_samples", "out", "counts")),
+    "jacobians.triton_fused.fused_jacobians": Rows(("x", "out"), "n_points", "POINTS"),
+    "jacobians.triton_wide.gram_products": Rows(("a", "out", "slopes"), "n_rows", "ROWS"),
+    "local_complexity.triton_fused.fused_local_complexity": Rows(("x", "counts")),
+    "local_complexity.triton_wide.layer_of_local_complexity": Rows(("u", "at_samples", "out", "counts")),
     "triton_products.products": Rows(("a", "out", "slopes"), "n_rows", "ROWS"),
 }
 
 
 def name_of(kernel: Any) -> str:
     return f"{kernel.fn.__module__}.{kernel.fn.__name__}".removeprefix("lmn.kernels.")
+
+
+def programs_of_tile(name: str, given: dict[str, Any]) -> int:
+    """How many take the same rows, each some of their columns."""
+    if name.endswith("pack"):
+        return -(-given["n_units"] * given["n_breakpoints"] // 64)
+    if name.endswith("products.products"):
+        return -(-given["n_out"] // given["OUTS"])
+    return -(-given["n_units"] // given["UNITS"]) if "triton_wide.layer" in name else 1
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +130,12 @@ def test_rows_far_away(name: str, launches: dict[str, Launch], first_program: di
     near = {key: value.flatten(0, -2) if key in rows.arrays else value for key, value in launch.arguments.items()}
     n = near[rows.number] if rows.number else len(near["counts"])
     tile = near[rows.tile] if rows.tile else 1
-    if name.endswith("grams"):  # all rows of points
+    if name.endswith("gram_products"):  # all rows of points
         tile -= tile % near["rows_a_point"]
     arrays = [each for each in rows.arrays if each in near and len(near[each]) >= n]
     least = min(near[each].numel() // n for each in arrays)
-    skipped = (FAR // least // tile + 1) * tile  # rows
+    of_tile = programs_of_tile(name, near)
+    skipped = min(FAR // least // tile + 1, MOST_PROGRAMS // of_tile - n) * tile  # rows
     arguments = dict(near)
     if rows.number:
         arguments[rows.number] = skipped + n
@@ -132,10 +144,8 @@ def test_rows_far_away(name: str, launches: dict[str, Launch], first_program: di
         of_row = len(value) // n
         arguments[each] = far(((skipped + n) * of_row, *value.shape[1:]), value.dtype)
         arguments[each][-len(value) :] = value
-    of_tile = -(-near["n_units"] * near["n_breakpoints"] // 64) if name.endswith("pack") else 1
     first_program[0] = skipped // tile * of_tile
-    blocks = -(-near["n_units"] // near["UNITS"]) if name.endswith("layer") else 1
-    grid = (-(-n // tile) * of_tile, blocks)
+    grid = (-(-n // tile) * of_tile,)
     launch.tuned.kernel[grid](**arguments)
     first_program[0] = 0
     launch.tuned.kernel[grid](**near)

@@ -16,7 +16,7 @@ from lmn.kernels.connectivity import triton_gpu as _connectivity  # noqa: F401 -
 from lmn.kernels.jacobians import triton_gpu as _jacobians  # noqa: F401
 from lmn.kernels.local_complexity import triton_gpu as _local_complexity  # noqa: F401
 from lmn.kernels.patterns import triton_gpu as _patterns  # noqa: F401
-from lmn.kernels.triton_checks import check_arrays, single
+from lmn.kernels.triton_checks import check_arrays, check_grid, single
 
 OPERATORS = sorted(
     {schema.name.removeprefix("lmn::") for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("lmn::")}
@@ -194,6 +194,8 @@ def test_arrays_of_another_device_are_refused() -> None:
         check_arrays({"x": torch.empty(3, device="meta")}, single(x=(3,)), torch.device("cpu"))
 
 
-def test_more_programs_than_a_gpu_takes_are_refused() -> None:
+@pytest.mark.parametrize("grid", [(1 << 31,), (1, 1 << 16), (1, 1, 1 << 16)])
+def test_more_programs_than_a_gpu_takes_are_refused(grid: tuple[int, ...]) -> None:
+    check_grid(tuple(n - 1 for n in grid))
     with pytest.raises(ValueError, match="more than a GPU takes"):
-        triton_product_ops.plain(torch.empty(1, 1), torch.empty(1, 1 << 23), torch.empty(1, 1 << 23))
+        check_grid(grid)

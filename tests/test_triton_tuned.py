@@ -142,6 +142,17 @@ def test_a_large_launch_takes_the_fastest_of_those_that_fit(autotuners: list[Aut
     assert (second.num_warps, second.num_stages, second.maxnreg) == (8, 3, None)
 
 
+def test_where_torch_is_to_be_deterministic_a_large_launch_takes_the_first(autotuners: list[Autotuner]) -> None:
+    kernel = Kernel()
+    torch.use_deterministic_algorithms(True)
+    try:
+        tuned_of(kernel).launch((4096,), x=torch.zeros(3), n=3)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [arguments["TILE"] for _, arguments in kernel.launches] == [16]
+    assert not autotuners
+
+
 def test_what_is_fastest_is_found_for_each_precision(autotuners: list[Autotuner]) -> None:
     tuned_of(Kernel()).launch((99,), x=torch.zeros(3), n=3)
     assert autotuners[0].key == ["n", "PRECISION"]

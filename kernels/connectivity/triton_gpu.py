@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import triton
 from torch import Tensor
 
 from lmn.kernels import triton_product_ops as products
-from lmn.kernels.connectivity.problem import CONSTANT, TOLERANCE, Chain, Problem, Progress
+from lmn.kernels.connectivity.problem import CONSTANT, TOLERANCE, Chain, Layer, Problem, Progress
 from lmn.kernels.connectivity.torch_eager import ByTheTail
 from lmn.kernels.connectivity.triton_ops import PAIRS, Fused, deviations, fused_for, narrow_pairs, r_squared
+from lmn.kernels.triton_host import on
 
 _SCRATCH_BYTES = 1 << 27  # of a layer of the wide kernels: a launch takes longer on the GPU than on the CPU
 _TILES_A_CALL = 1 << 22
@@ -121,24 +123,33 @@ def _fill_wide(problem: Problem, out: Tensor, progress: Progress) -> None:
     chunk = max(64, _SCRATCH_BYTES // (4 * (problem.m - 2) * widest))
     y, y_rest = _in_two(chain.y, device)
     noise = torch.from_numpy(chain.rounding_noise(np.float32)).float().to(device)
-    layers = [_wide_layer(layer, device) for layer in chain.layers]
+    layers = [_WideLayer.of(layer, device) for layer in chain.layers]
     sxx, constant, tolerance = _moments(problem)
     rows = pairs.n_rows or 0
     for first in range(0, len(pairs), chunk):
         n = min(chunk, len(pairs) - first)
         u = torch.empty(problem.m - 2, n, len(chain.layers[0].z), dtype=torch.float32, device=device)
-        for number, (arrays, weight, core, p0, p1) in enumerate(layers):
-            deviations(*arrays, first, rows, core, p0, p1, number > 0, u)
-            if weight is not None:
-                made = torch.empty(*u.shape[:2], weight.shape[1], dtype=torch.float32, device=device)
-                products.plain(u, weight, made)
+        for number, layer in enumerate(layers):
+            deviations(**layer.arguments, first_pair=first, n_rows=rows, shifted=number > 0, u=u)
+            if layer.weight is not None:
+                made = torch.empty(*u.shape[:2], layer.weight.shape[1], dtype=torch.float32, device=device)
+                products.plain(u, layer.weight, made)
                 u = made
         r_squared(u, y, y_rest, noise, first, rows, sxx, constant, tolerance, out)
         progress(n)
 
 
-def _wide_layer(layer: Any, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor | None, int, float, float]:
-    act, units = layer.activation, len(layer.z)
-    scale, slope = (torch.tensor(each, dtype=torch.float32, device=device) for each in act.by_unit(units))
-    weight = None if layer.weight is None else torch.from_numpy(np.ascontiguousarray(layer.weight.T)).float().to(device)
-    return (*_in_two(layer.z, device), scale, slope), weight, act.core_index, float(act.p0), float(act.p1)
+@dataclass(frozen=True, eq=False)
+class _WideLayer:
+    """An activation as ``deviations`` takes it, and the weights after it, (n_units, next units), if there are such."""
+
+    arguments: dict[str, Any]
+    weight: Tensor | None
+
+    @classmethod
+    def of(cls, layer: Layer, device: torch.device) -> _WideLayer:
+        act = layer.activation
+        (z_high, z_low), (scales, slopes) = _in_two(layer.z, device), (on(device, each) for each in act.by_unit(len(layer.z)))
+        arrays = {"z_high": z_high, "z_low": z_low, "scales": scales, "slopes": slopes}
+        numbers = {"core": act.core_index, "p0": float(act.p0), "p1": float(act.p1)}
+        return cls(arrays | numbers, None if layer.weight is None else on(device, layer.weight.T))

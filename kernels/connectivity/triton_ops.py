@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lmn.kernels.activations import CORES
 from lmn.kernels.connectivity.pairs import Pairs
-from lmn.kernels.connectivity.triton_fused import fused
+from lmn.kernels.connectivity.triton_fused import ALL_RELOADED, KEPT, OFFSETS_RELOADED, fused_connectivity
 from lmn.kernels.connectivity.triton_wide import activations, sums
 from lmn.kernels.triton_cases import Case, empty
 from lmn.kernels.triton_checks import Arrays, check_cores, require, single, sizes_of
@@ -82,12 +82,12 @@ def _check_pairs(given: dict[str, Any]) -> None:
     require(first >= 0 and last <= n_pairs, f"{n} samples have {n_pairs} pairs; got those from {first} to {last}.")
 
 
-_TUNED = Tuned(fused, _NARROW_KEY, (
-    Choice({"RELOADS": 0, "SOME": MOST_WIDTH}, 4, roomy=True, fits=_is_small),
-    Choice({"RELOADS": 0, "SOME": MOST_WIDTH}, 8, roomy=True, fits=_fits_whole),
-    Choice({"RELOADS": 1, "SOME": MOST_WIDTH}, 8, roomy=True, fits=_fits_whole_with_reloads),
-    Choice({"RELOADS": 0, "SOME": AT_ONCE}, 8, roomy=True, fits=_fits_in_parts),
-    Choice({"RELOADS": 2, "SOME": AT_ONCE}, 8, roomy=True, fits=_fits_in_parts_with_reloads),
+_TUNED = Tuned(fused_connectivity, _NARROW_KEY, (
+    Choice({"RELOADS": KEPT.value, "SOME": MOST_WIDTH}, 4, roomy=True, fits=_is_small),
+    Choice({"RELOADS": KEPT.value, "SOME": MOST_WIDTH}, 8, roomy=True, fits=_fits_whole),
+    Choice({"RELOADS": OFFSETS_RELOADED.value, "SOME": MOST_WIDTH}, 8, roomy=True, fits=_fits_whole_with_reloads),
+    Choice({"RELOADS": KEPT.value, "SOME": AT_ONCE}, 8, roomy=True, fits=_fits_in_parts),
+    Choice({"RELOADS": ALL_RELOADED.value, "SOME": AT_ONCE}, 8, roomy=True, fits=_fits_in_parts_with_reloads),
 ), _narrow_arrays)  # fmt: skip
 # In place: not to be run again.
 _DEVIATIONS = Tuned(activations, (), (Choice({"PAIRS": 32, "UNITS": 64}, 4, 2),), _deviations_arrays)
@@ -117,7 +117,7 @@ def narrow_pairs(
     out: Tensor,
     precision: str = "",
 ) -> None:
-    """r² of rows of pairs to out, (n_points, n_points): see ``fused``, of which these are the arrays."""
+    """r² of rows of pairs to out, (n_points, n_points): see ``fused_connectivity``, of which these are the arrays."""
     (n_points, _), (_, outputs) = sizes_of("out", out, 2), sizes_of("y_high", y_high, 2)
     depth, width = check_layers(scales, cores)
     rows = f"rows {first_row} to {first_row + n_rows} and columns from {first_column} of {n_points} samples"

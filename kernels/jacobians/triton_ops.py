@@ -12,8 +12,8 @@ import triton
 from torch import Tensor
 
 from lmn.kernels.activations import CORES, STRAIGHT_CORES
-from lmn.kernels.jacobians.triton_fused import GRAM, STORED, fused
-from lmn.kernels.jacobians.triton_wide import grams as grams_of_products
+from lmn.kernels.jacobians.triton_fused import GRAM, STORED, fused_jacobians
+from lmn.kernels.jacobians.triton_wide import gram_products
 from lmn.kernels.triton_cases import Case, empty, forward
 from lmn.kernels.triton_checks import Arrays, require, single, sizes_of
 from lmn.kernels.triton_host import (
@@ -62,7 +62,7 @@ def _arrays(given: dict[str, Any]) -> Arrays:
     return arrays
 
 
-_TUNED = Tuned(fused, _KEY, (
+_TUNED = Tuned(fused_jacobians, _KEY, (
     Choice({"SOME": AT_ONCE}, 4, roomy=True, fits=_has_registers),
     Choice({"SOME": AT_ONCE}, 8, roomy=True, fits=at_once),
     Choice({"SOME": 32}, 8, roomy=True, fits=in_parts),
@@ -88,7 +88,7 @@ def narrow_maps(
     out: Tensor,
     precision: str = "",
 ) -> None:
-    """Jacobians at x, (n, n_in), or the inner products of their rows, to out: see ``fused``, of which these are the arrays."""
+    """Jacobians at x, (n, n_in), or the inner products of their rows, to out: the arrays are those of ``fused_jacobians``."""
     (n_points, n_in), (n_rows, _) = sizes_of("x", x, 2), sizes_of("start", start, 2)
     out_shape = sizes_of("out", out, 3)
     of_layer = scales.shape[-1] if grams else out_shape[2 if reverse else 1]  # of inner products it does not matter
@@ -136,7 +136,7 @@ def _fits_32_rows(given: dict[str, Any], _target: Target) -> bool:
     return bool(given["rows_a_point"] <= 32)
 
 
-_WIDE = Tuned(grams_of_products, ("SLOPED", "n_in", "n_out", "rows_a_point"), (
+_WIDE = Tuned(gram_products, ("SLOPED", "n_in", "n_out", "rows_a_point"), (
     Choice({"ROWS": MOST_ROWS, "OUTS": 32}, 8, 2, roomy=True),
     Choice({"ROWS": 32, "OUTS": 32}, 4, 2, roomy=True, fits=_fits_32_rows),
 ), _wide_arrays)  # fmt: skip
@@ -150,7 +150,7 @@ def wide_grams(
     out: Tensor,
     precision: str = "",
 ) -> None:
-    """Inner products, (n, k, k), of rows, (n, k, n_in), times weights, (n_in, n_out), and slopes, (n, n_out): see ``grams``."""
+    """Inner products, (n, k, k), of rows, (n, k, n_in), times weights, (n_in, n_out), and slopes, (n, n_out)."""
     (n, a_point, n_in), (_, n_out) = sizes_of("rows", rows, 3), sizes_of("weights", weights, 2)
     require(0 < a_point <= MOST_ROWS, f"inner products of 1 to {MOST_ROWS} rows a point; got {a_point}.")
     sizes_of("out", out, 3)

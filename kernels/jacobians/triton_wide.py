@@ -9,7 +9,7 @@ from lmn.kernels.triton_products import product_tile, times_slopes
 
 
 @triton.jit(do_not_specialize=["n_rows", "rows_a_point"])
-def grams(
+def gram_products(
     a,
     weights,
     slopes,

@@ -52,7 +52,7 @@ def _at_sample(x, first, bias, sample, n_in, columns, WIDTH: tl.constexpr, INS: 
 
 
 @triton.jit(do_not_specialize=["n_in", "n_directions", "units0", "units1", "units2", "units3"])
-def fused(
+def fused_local_complexity(
     x,
     first,
     first_bias,

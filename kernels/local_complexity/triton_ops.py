@@ -12,8 +12,8 @@ import triton
 from torch import Tensor
 
 from lmn.kernels.activations import CORES
-from lmn.kernels.local_complexity.triton_fused import fused
-from lmn.kernels.local_complexity.triton_wide import layer as wide_layer
+from lmn.kernels.local_complexity.triton_fused import fused_local_complexity
+from lmn.kernels.local_complexity.triton_wide import layer_of_local_complexity
 from lmn.kernels.triton_cases import Case, empty, forward
 from lmn.kernels.triton_checks import Arrays, check_cores, of_type, single, sizes_of
 from lmn.kernels.triton_host import (
@@ -64,7 +64,7 @@ def _fits_more_vertices(given: dict[str, Any], target: Target) -> bool:
 
 
 _KEY = ("DEPTH", "WIDTH", *names("CORE", MOST_DEPTH - 1), *names("BREAKPOINTS"), "n_in", "n_directions")
-_NARROW = Tuned(fused, _KEY, (
+_NARROW = Tuned(fused_local_complexity, _KEY, (
     Choice({"VERTICES": 16}, 8, roomy=True),
     Choice({"VERTICES": 16}, 4, roomy=True, fits=at_once),
     Choice({"VERTICES": 32}, 8, roomy=True, fits=_fits_more_vertices),
@@ -76,7 +76,7 @@ def _is_no_column(given: dict[str, Any], target: Target) -> bool:
     return target.backend == "cuda" or given["n_in"] > 1
 
 
-_LAYER = Tuned(wide_layer, ("FIRST", "LAST", "CORE", "BREAKPOINTS", "n_in", "n_units", "n_directions"), (
+_LAYER = Tuned(layer_of_local_complexity, ("FIRST", "LAST", "CORE", "BREAKPOINTS", "n_in", "n_units", "n_directions"), (
     Choice({"VERTICES": 32}, 8, 2, roomy=True, fits=_is_no_column), Choice({"VERTICES": 16}, 8, 2, roomy=True)
 ), _layer_arrays)  # fmt: skip
 
@@ -99,7 +99,7 @@ def narrow_counts(
     counts: Tensor,
     precision: str = "",
 ) -> None:
-    """Counts at x, (n, n_in), to counts, (n, depth), int32: see ``fused``, of which these are the arrays."""
+    """Counts at x, (n, n_in), to counts, (n, depth), int32: see ``fused_local_complexity``, of which these are the arrays."""
     (n_points, n_in), (n_directions, _) = sizes_of("x", x, 2), sizes_of("steps", steps, 2)
     depth, width = check_layers(scales, cores)
     check_bends(n_units, n_breakpoints, depth, width)
@@ -148,13 +148,14 @@ def layer_counts(
 ) -> None:
     """Of a layer's units, some a block, to counts, (n, n_blocks), int32; activations to out, unless it is empty.
 
-    The layer takes u, or, where there is none, at_samples plus and minus steps: see ``layer``, of which these are the arrays.
+    The layer takes u, or, where there is none, at_samples plus and minus steps; the arrays are those of
+    ``layer_of_local_complexity``.
     """
     n, blocks = sizes_of("counts", counts, 2)
     check_cores(core)
     check_breakpoints(breakpoints)
     _LAYER.launch(
-        (n, blocks),
+        (n * blocks,),
         u=at_samples if u is None else u,
         weights=weights,
         bias=bias,

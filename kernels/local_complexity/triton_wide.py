@@ -10,11 +10,11 @@ import triton.language as tl
 
 from lmn.kernels.cores_triton import activation
 from lmn.kernels.local_complexity.triton_fused import counted, seen, vertices_at
-from lmn.kernels.triton_products import product_tile
+from lmn.kernels.triton_products import product_tile, rows_and_columns
 
 
 @triton.jit(do_not_specialize=["n_directions"])
-def layer(
+def layer_of_local_complexity(
     u,
     weights,
     bias,
@@ -44,8 +44,8 @@ def layer(
     Pre-activations are u, (n_points * 2 n_directions, n_in), by weights (n_in, n_units), and bias; with FIRST those of the
     samples, at_samples (n_points, n_units), plus and minus steps (n_directions, n_units).
     """
-    sample = tl.program_id(0).to(tl.int64)
-    units = tl.program_id(1) * UNITS + tl.arange(0, UNITS)
+    sample, block = rows_and_columns(n_units, UNITS)
+    units = block * UNITS + tl.arange(0, UNITS)
     present = units < n_units
     n_vertices = 2 * n_directions
     scale = tl.load(scales + units, mask=present, other=0.0)[None, :]
@@ -70,4 +70,4 @@ def layer(
             stored = (vertices < n_vertices)[:, None] & present[None, :]
             tl.store(out + row[:, None] * n_units + units[None, :], value, mask=stored)
     count = counted(least, most, breakpoints, present, BREAKPOINTS)
-    tl.store(counts + sample * tl.num_programs(1) + tl.program_id(1), count)
+    tl.store(counts + sample * tl.cdiv(n_units, UNITS) + block, count)

@@ -49,7 +49,7 @@ def _signs(z, a, b, on_edge, to, present, breakpoints, layer, n_units, columns, 
 
 
 @triton.jit(do_not_specialize=["begin", "n_points", "n_axes", "n_words", "units0", "units1", "units2", "units3"])
-def fused(
+def fused_patterns(
     x,
     first,
     first_bias,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lmn.kernels.activations import CORES
 from lmn.kernels.patterns.triton_bits import hashed, pack
-from lmn.kernels.patterns.triton_fused import fused
-from lmn.kernels.patterns.triton_wide import layer
+from lmn.kernels.patterns.triton_fused import fused_patterns
+from lmn.kernels.patterns.triton_wide import layer_of_patterns
 from lmn.kernels.triton_cases import Case, empty, forward
 from lmn.kernels.triton_checks import Arrays, check_cores, of_type, require, single, sizes_of
 from lmn.kernels.triton_host import (
@@ -95,7 +95,7 @@ def _fits_32_rows(given: dict[str, Any], target: Target) -> bool:
 
 
 # Weights are loaded once a tile: the more of its rows, the fewer instructions; of 16, a small launch makes more programs.
-_NARROW = Tuned(fused, _KEY, (
+_NARROW = Tuned(fused_patterns, _KEY, (
     Choice({"POINTS": 16, "SOME": AT_ONCE}, 8, roomy=True),
     Choice({"POINTS": 64, "SOME": AT_ONCE}, 4, roomy=True, fits=_fits_64_rows),
     Choice({"POINTS": 32, "SOME": AT_ONCE}, 4, roomy=True, fits=_fits_32_rows),
@@ -108,7 +108,7 @@ def _fits_128_rows(given: dict[str, Any], target: Target) -> bool:
     return target.backend == "hip" or not given["EDGES"] or (given["n_in"] % 16 == 0 and given["n_units"] % 16 == 0)
 
 
-_LAYER = Tuned(layer, ("EDGES", "LAST", "CORE", "BREAKPOINTS", "n_in", "n_units"), (
+_LAYER = Tuned(layer_of_patterns, ("EDGES", "LAST", "CORE", "BREAKPOINTS", "n_in", "n_units"), (
     Choice({"ROWS": 128}, 8, 2, roomy=True, fits=_fits_128_rows), Choice({"ROWS": 32}, 8, 2, roomy=True)
 ), _layer_arrays)  # fmt: skip
 _PACK = Tuned(pack, (), (Choice({}, 4),), _pack_arrays)
@@ -138,7 +138,7 @@ def narrow_patterns(
     hashes: Tensor,
     precision: str = "",
 ) -> None:
-    """The patterns of points, of x or of a grid, and their hashes, int64: see ``fused``, of which these are the arrays."""
+    """The patterns of points, of x or of a grid, and their hashes, int64: the arrays are those of ``fused_patterns``."""
     n, n_words = sizes_of("words", words, 2)
     depth, width = check_layers(scales, cores)
     check_bends(n_units, n_breakpoints, depth, width)
@@ -194,12 +194,15 @@ def layer_patterns(
     edges: Tensor,
     precision: str = "",
 ) -> None:
-    """The words of a wide layer at u, (n, n_in); activations to out, edges to edges, unless they are empty: see ``layer``."""
+    """The words of a wide layer at u, (n, n_in); activations to out, edges to edges, unless they are empty.
+
+    The arrays are those of ``layer_of_patterns``.
+    """
     (n, _), (n_units,) = sizes_of("u", u, 2), sizes_of("bias", bias, 1)
     check_cores(core)
     check_breakpoints(breakpoints)
     _LAYER.launch(
-        lambda tile: (triton.cdiv(n, tile["ROWS"]), triton.cdiv(n_units, UNITS)),
+        lambda tile: (triton.cdiv(n, tile["ROWS"]) * triton.cdiv(n_units, UNITS),),
         u=u,
         weights=weights,
         bias=bias,

@@ -7,11 +7,11 @@ import triton.language as tl
 
 from lmn.kernels.cores_triton import activation
 from lmn.kernels.patterns.triton_bits import at_breakpoints, packed
-from lmn.kernels.triton_products import product_tile
+from lmn.kernels.triton_products import product_tile, rows_and_columns
 
 
 @triton.jit(do_not_specialize=["n_points", "first_word", "n_words"])
-def layer(
+def layer_of_patterns(
     u,
     weights,
     bias,
@@ -43,19 +43,20 @@ def layer(
     is 1 where a unit is exactly at a breakpoint, else 0.
     """
     tl.static_assert(UNITS == 64)
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    units = tl.program_id(1) * UNITS + tl.arange(0, UNITS)
+    tile, block = rows_and_columns(n_units, UNITS)
+    rows = tile * ROWS + tl.arange(0, ROWS)
+    units = block * UNITS + tl.arange(0, UNITS)
     present, is_unit = rows < n_points, units < n_units
     z = product_tile(u, weights, rows, present, units, n_in, n_units, ROWS, INS, UNITS, PRECISION)
     z += tl.load(bias + units, mask=is_unit, other=0.0)[None, :]
     if BREAKPOINTS > 0:
-        number = tl.program_id(1) * BREAKPOINTS + tl.arange(0, BREAKPOINTS)  # the words of 64 units
+        number = block * BREAKPOINTS + tl.arange(0, BREAKPOINTS)  # the words of 64 units
         inside = present[:, None] & (64 * number < n_units * BREAKPOINTS)[None, :]
         place = words + rows[:, None] * n_words + first_word + number[None, :]
         tl.store(place, packed(z, breakpoints, is_unit, BREAKPOINTS), mask=inside)
     if EDGES:
         on_edge = at_breakpoints(z, breakpoints, is_unit, BREAKPOINTS)
-        tl.store(edges + rows * tl.num_programs(1) + tl.program_id(1), on_edge, mask=present)
+        tl.store(edges + rows * tl.cdiv(n_units, UNITS) + block, on_edge, mask=present)
     if not LAST:
         scale = tl.load(scales + units, mask=is_unit, other=0.0)[None, :]
         straight = tl.load(straights + units, mask=is_unit, other=0.0)[None, :]
