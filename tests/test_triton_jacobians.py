@@ -109,6 +109,13 @@ def test_inner_products_of_several_points_a_tile_and_of_one(widths: tuple[int, .
     check(widths, "silu", 5, fused=False)
 
 
+@pytest.mark.parametrize("widths", [(20, 40, 17), (33, 100, 32), (20, 40, 40, 90), (60, 40, 33), (80, 70, 60, 50)], ids=str)
+def test_inner_products_of_narrow_chains_of_more_rows_than_points_in_a_tile(widths: tuple[int, ...]) -> None:
+    """Of which more than 32 are multiplied a layer at a time."""
+    assert TritonMaps(chain_of("silu", widths)[0], CPU).has_grams(torch.float32)
+    check(widths, "silu", 5, fused=True)
+
+
 def test_more_rows_than_a_tile_has_are_multiplied_as_they_are() -> None:
     assert not TritonMaps(chain_of("silu", (80, 150, 65))[0], CPU).has_grams(torch.float32)
     check((80, 150, 65), "silu", 5, fused=False)

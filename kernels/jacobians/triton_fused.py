@@ -1,8 +1,8 @@
 """The Triton kernel of Jacobians of narrow chains: a tile of points forward in registers, then the rows of their Jacobians.
 
 A row of a Jacobian is taken for all points of the tile at once; or, where the inner products of rows are wanted, all rows of
-one point after the other. Either way a tile of 16 rows goes through the chain's matrices, which come from the cache, and is
-multiplied by slopes in between.
+one point after the other. Either way a tile of 16 rows, or as many as a point has, goes through the chain's matrices, which
+come from the cache, and is multiplied by slopes in between.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def fused_jacobians(
     DEPTH: tl.constexpr,
     WIDTH: tl.constexpr,
     POINTS: tl.constexpr,
+    ROWS: tl.constexpr,
     INS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SOME: tl.constexpr,
@@ -69,7 +70,7 @@ def fused_jacobians(
     PRECISION: tl.constexpr,
 ):
     """Of a tile of points x, (n_points, n_in): the Jacobians, whose rows are, with REVERSE, those of (n_points, n_rows,
-    n_columns), else the columns of (n_points, n_columns, n_rows); or the inner products of their rows, at most POINTS,
+    n_columns), else the columns of (n_points, n_columns, n_rows); or the inner products of their rows, at most ROWS,
     (n_points, n_rows, n_rows).
 
     first (n_in, WIDTH), weights (DEPTH - 1, WIDTH, WIDTH) and what goes with them are of the forward pass; start
@@ -107,17 +108,17 @@ def fused_jacobians(
                 place = of_point + row * row_stride + columns[None, :] * column_stride
                 tl.store(place, rows, mask=present[:, None] & (columns < n_columns)[None, :])
     else:
-        row = tl.arange(0, POINTS)
-        begins = tl.load(start + row[:, None] * WIDTH + columns[None, :], mask=(row < n_rows)[:, None], other=0.0)
+        row = tl.arange(0, ROWS)
         PARTS: tl.constexpr = (WIDTH + SOME - 1) // SOME
         square = (row < n_rows)[:, None] & (row < n_rows)[None, :]
         first_point = tl.program_id(0).to(tl.int64) * POINTS
         for which in range(tl.minimum(POINTS, n_points - first_point)):
             here = matrices + which * nothing
-            rows = begins * _of_point(s0, which, POINTS)
+            begins = start + which * nothing + row[:, None] * WIDTH + columns[None, :]
+            rows = tl.load(begins, mask=(row < n_rows)[:, None], other=0.0) * _of_point(s0, which, POINTS)
             p1, p2, p3 = _of_point(s1, which, POINTS), _of_point(s2, which, POINTS), _of_point(s3, which, POINTS)
             rows = _swept(rows, p1, p2, p3, here, columns, nothing, DEPTH, WIDTH, SOME, PRECISION)
-            gram = tl.zeros((POINTS, POINTS), tl.float32)
+            gram = tl.zeros((ROWS, ROWS), tl.float32)
             if ENDS:
                 for begin in range(0, n_columns, COLUMNS):
                     at = begin + tl.arange(0, COLUMNS)

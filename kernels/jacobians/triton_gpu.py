@@ -14,7 +14,7 @@ from lmn.kernels import triton_product_ops as products
 from lmn.kernels.activations import STRAIGHT_CORES
 from lmn.kernels.jacobians.problem import Chain, Problem
 from lmn.kernels.jacobians.torch_eager import TailMaps
-from lmn.kernels.jacobians.triton_ops import MOST_ROWS, POINTS, narrow_maps, wide_grams
+from lmn.kernels.jacobians.triton_ops import MOST_NARROW_ROWS, MOST_ROWS, narrow_maps, wide_grams
 from lmn.kernels.triton_host import AT_ONCE, MOST_DEPTH, NarrowChain, on, wide_layers
 
 _SCRATCH_BYTES = 1 << 26  # of the rows between two products of a wide chain
@@ -51,9 +51,9 @@ class TritonMaps:
         if dtype == torch.float64 or not self._chain.layers:
             return False
         sweep = self._isometric
-        if sweep.n_rows > sweep.n_columns:
-            return False
-        return sweep.n_rows <= POINTS if self._narrow is not None else sweep.n_rows <= MOST_ROWS and len(sweep.placed) > 1
+        is_wide = sweep.n_rows <= sweep.n_columns and sweep.n_rows <= MOST_ROWS
+        in_one_kernel = self._narrow is not None and sweep.n_rows <= MOST_NARROW_ROWS
+        return is_wide and (in_one_kernel or len(sweep.placed) > 1)
 
     def grams(self, samples: Tensor) -> Tensor:
         sweep = self._isometric
@@ -90,7 +90,7 @@ class TritonMaps:
     def _swept_to(self, out: Tensor, sweep: Sweep, samples: Tensor, *, grams: bool) -> None:
         """Maps, or their rows' inner products, to out."""
         narrow, x = self._narrow, samples.detach().flatten(1).contiguous()
-        if narrow is not None:
+        if narrow is not None and not (grams and sweep.n_rows > MOST_NARROW_ROWS):
             narrow_maps(
                 x, narrow.first, narrow.first_bias, **narrow.forward, **sweep.padded,
                 cores=narrow.cores, reverse=sweep.reverse, grams=grams, out=out,

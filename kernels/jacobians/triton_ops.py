@@ -25,7 +25,6 @@ from lmn.kernels.triton_host import (
     check_layers,
     first_arrays,
     forward_arrays,
-    in_parts,
     names,
     numbered,
 )
@@ -34,12 +33,15 @@ from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, COLUMNS = 16, 32
 POINTS = 16  # of a tile: the rows of one instruction of the matrix unit
-MOST_ROWS = 64  # of a point, of which wide chains have inner products made in one kernel
-_KEY = ("REVERSE", "ENDS", "MODE", "DEPTH", "WIDTH", *names("CORE"), "n_in", "n_columns")
+MOST_ROWS = 64  # of a point, whose inner products are made in one kernel with the last product
+MOST_NARROW_ROWS = 32  # and in one kernel for all of a narrow chain
+_KEY = ("REVERSE", "ENDS", "MODE", "DEPTH", "WIDTH", "ROWS", *names("CORE"), "n_in", "n_columns")
 
 
 def _has_registers(arguments: dict[str, Any], target: Target) -> bool:
-    """Cores with a slope of their own take what is left, and so does a sweep that ends in a layer."""
+    """Cores with a slope of their own take what is left, and so do a sweep that ends in a layer, and more rows."""
+    if arguments["ROWS"] > POINTS:
+        return False
     cores = (arguments[f"CORE{layer}"] for layer in range(arguments["DEPTH"]))
     has_room = arguments["ENDS"] and all(CORES[core] in STRAIGHT_CORES for core in cores)
     if arguments["WIDTH"] == AT_ONCE:
@@ -47,10 +49,18 @@ def _has_registers(arguments: dict[str, Any], target: Target) -> bool:
     return bool(arguments["WIDTH"] == LEAST)
 
 
+def _fits_at_once(given: dict[str, Any], target: Target) -> bool:
+    return at_once(given, target) and bool(given["ROWS"] == POINTS)
+
+
+def _fits_in_parts(given: dict[str, Any], target: Target) -> bool:
+    return not _fits_at_once(given, target)
+
+
 def _arrays(given: dict[str, Any]) -> Arrays:
     n_points, n_rows, n_columns, width = (given[name] for name in ("n_points", "n_rows", "n_columns", "WIDTH"))
     if given["MODE"] == GRAM.value:
-        require(n_rows <= POINTS, f"inner products of {n_rows} rows; a tile has {POINTS}.")
+        require(n_rows <= MOST_NARROW_ROWS, f"inner products of up to {MOST_NARROW_ROWS} rows a point; got {n_rows}.")
         out: tuple[int, ...] = (n_points, n_rows, n_rows)
     else:
         out = (n_points, n_rows, n_columns) if given["REVERSE"] else (n_points, n_columns, n_rows)
@@ -64,8 +74,8 @@ def _arrays(given: dict[str, Any]) -> Arrays:
 
 _TUNED = Tuned(fused_jacobians, _KEY, (
     Choice({"SOME": AT_ONCE}, 4, roomy=True, fits=_has_registers),
-    Choice({"SOME": AT_ONCE}, 8, roomy=True, fits=at_once),
-    Choice({"SOME": 32}, 8, roomy=True, fits=in_parts),
+    Choice({"SOME": AT_ONCE}, 8, roomy=True, fits=_fits_at_once),
+    Choice({"SOME": 32}, 8, roomy=True, fits=_fits_in_parts),
 ), _arrays)  # fmt: skip
 
 
@@ -119,6 +129,7 @@ def narrow_maps(
         DEPTH=depth,
         WIDTH=width,
         POINTS=POINTS,
+        ROWS=max(POINTS, triton.next_power_of_2(n_rows)) if grams else POINTS,
         INS=INS,
         COLUMNS=COLUMNS,
         **numbered("CORE", cores),
@@ -175,7 +186,7 @@ def wide_grams(
 
 def cases(thorough: bool) -> Iterator[Case]:
     """Forward and reverse, with a last map and without, from the deepest chains, and from the deepest in fewer warps; of few
-    inputs and of few units too."""
+    inputs, of few units and of inner products of more rows too."""
     for depth, core in itertools.product(range(1, MOST_DEPTH + 1), CORES):
         for width, n_in in ((MOST_WIDTH, 64), (AT_ONCE, 64), (AT_ONCE, 2), (LEAST, 64)):
             most = MOST_DEPTH if width <= AT_ONCE or core in STRAIGHT_CORES else MOST_DEPTH - 1
@@ -190,7 +201,10 @@ def cases(thorough: bool) -> Iterator[Case]:
                 if in_default or (thorough and (of_the_largest or (core == "mish" and ends))):
                     label = f"{depth} x {width} {core} of {n_in}, {'inner products' if grams else 'stored'}"
                     label += f", {'reverse' if reverse else 'forward'}{'' if ends else ', narrowed'}"
-                    yield Case("jacobians", label, partial(_case, depth, width, CORES.index(core), n_in, grams, ends, reverse))
+                    case = partial(_case, depth, width, CORES.index(core), n_in, grams, ends, reverse)
+                    yield Case("jacobians", label, case)
+                    if grams and reverse and of_the_largest:
+                        yield Case("jacobians", f"{label}, of 20 rows", partial(case, n_out=20))
     for n_in, n_out in ((200, 256), (256, 256), (1, 256), (256, 1)):
         for sloped in (False, True):
             label = f"inner products of {n_in} to {n_out}{', sloped' if sloped else ''}"
@@ -198,13 +212,13 @@ def cases(thorough: bool) -> Iterator[Case]:
             yield Case("jacobians", label, partial(wide_grams, *arrays))
 
 
-def _case(depth: int, width: int, core: int, n_in: int, grams: bool, ends: bool, reverse: bool) -> None:
-    n, n_out = 4096, 10 if n_in == 64 else 1
+def _case(depth: int, width: int, core: int, n_in: int, grams: bool, ends: bool, reverse: bool, n_out: int = 10) -> None:
+    n, n_out = 4096, n_out if n_in == 64 else 1
     n_rows, n_columns, arrays = *((n_out, n_in) if reverse else (n_in, n_out)), forward(depth, width)
     if not ends:
         n_columns = min(n_columns, width)
     if grams:
-        n_rows = min(n_rows, POINTS)
+        n_rows = min(n_rows, MOST_NARROW_ROWS if reverse else POINTS)
     out = (n_rows, n_rows) if grams else (n_rows, n_columns) if reverse else (n_columns, n_rows)
     narrow_maps(
         empty(n, n_in), empty(n_in, width), empty(width), **arrays, start=empty(n_rows, width), matrices=arrays["weights"],
