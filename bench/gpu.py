@@ -10,6 +10,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.conftest import RATIOS
+from lmn.kernels.triton_targets import target_of
 from lmn.kernels.triton_work import Rates, Work
 
 MEASURED: dict[tuple[str, str], float] = {}  # seconds by case and implementation
@@ -18,15 +19,20 @@ MEASURED: dict[tuple[str, str], float] = {}  # seconds by case and implementatio
 def rates_of(device: torch.device, *, smoke: bool) -> Rates:
     """What a GPU does, measured.
 
-    A product without TF32 is an instruction of a lane for each two operations; the first caches give a byte or more a lane and
-    clock. Tiles of few rows are taken at half the rate of large products.
+    Of products without TF32 a lane does two operations a clock, on AMD, where they are the matrix unit's, four. The first
+    caches give a lane two bytes a clock, and one where NVIDIA has 128 lanes beside one of them: all but an A100. Tiles of few
+    rows have half the rate of large ones where these are products of another kind (``Target.takes_64_rows``). The second cache
+    is read by a sum over rows that are all the same 8 MB.
     """
-    n, size = (64, 1 << 10) if smoke else (8192, 1 << 30)
+    n, size, repeats = (64, 1 << 10, 2) if smoke else (8192, 1 << 30, 256)
     a, b, out = (torch.randn(n, n, device=device) for _ in range(3))
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     memory = 2 * size / seconds_of(lambda: target.copy_(source), device)
-    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    rows = torch.zeros(size // 512, dtype=torch.float32, device=device).expand(repeats, -1)
+    second_cache = 4 * rows.numel() / seconds_of(lambda: torch.sum(rows, 1), device)
+    target_of_kernels = target_of(device)
+    is_nvidia = target_of_kernels.backend == "cuda"
     rate = {}
     for precision in ("highest", "high"):
         before = torch.get_float32_matmul_precision()
@@ -37,11 +43,15 @@ def rates_of(device: torch.device, *, smoke: bool) -> Rates:
             torch.set_float32_matmul_precision(before)
     if device.type == "cuda":
         RATIOS.append(
-            f"{torch.cuda.get_device_name(device)}: copies {memory / 1e9:.0f} GB/s, "
+            f"{torch.cuda.get_device_name(device)}: "
+            f"copies {memory / 1e9:.0f} GB/s, from the second cache {second_cache / 1e9:.0f} GB/s, "
             f"products {rate['highest'] / 1e12:.1f} TFLOP/s, with TF32 {rate['high'] / 1e12:.1f} TFLOP/s"
         )
-    lanes, matrix = rate["highest"] / 2, rate["high" if is_nvidia else "highest"]
-    return Rates("measured", matrix, matrix / 2, 3 if is_nvidia else 1, lanes, memory, lanes)
+    lanes, matrix = rate["highest"] / (2 if is_nvidia else 4), rate["high" if is_nvidia else "highest"]
+    of_tiles = matrix / 2 if target_of_kernels.takes_64_rows else matrix
+    of_128_lanes = is_nvidia and torch.cuda.get_device_capability(device) != (8, 0)
+    first_caches = lanes if of_128_lanes else 2 * lanes
+    return Rates("measured", matrix, of_tiles, 3 if is_nvidia else 1, lanes, memory, first_caches, second_cache)
 
 
 def seconds_of(function: Callable[[], object], device: torch.device, rounds: int = 5) -> float:

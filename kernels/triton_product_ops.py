@@ -38,6 +38,19 @@ def _is_even(given: dict[str, Any], target: Target) -> bool:
     return target.backend == "hip" or (given["n_in"] % 16 == 0 and given["n_out"] % 16 == 0)
 
 
+def is_large(n_in: int, n_out: int) -> bool:
+    """Whether tiles of 128 columns are no waste, and their loads aligned."""
+    return n_in % 16 == 0 and n_out % 16 == 0 and n_out > 64
+
+
+def _fits_128_columns(given: dict[str, Any], target: Target) -> bool:
+    return is_large(given["n_in"], given["n_out"]) and (target.takes_64_rows or target.backend == "hip")
+
+
+def _fits_128_columns_of_few(given: dict[str, Any], target: Target) -> bool:
+    return is_large(given["n_in"], given["n_out"]) and not _fits_128_columns(given, target)
+
+
 def _is_column(given: dict[str, Any], target: Target) -> bool:
     """For one input or output, Triton makes other code of the rest."""
     return not _is_even(given, target) and min(given["n_in"], given["n_out"]) == 1
@@ -52,6 +65,8 @@ _PLAIN = Tuned(products, _KEY, (
     Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=_is_no_column),
     Choice({"ROWS": 32, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=_is_column),
     Choice({"ROWS": 128, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=_is_even),
+    Choice({"ROWS": 128, "INS": 32, "OUTS": 128}, 8, 2, roomy=True, fits=_fits_128_columns),
+    Choice({"ROWS": 128, "INS": 16, "OUTS": 128}, 8, 2, roomy=True, fits=_fits_128_columns_of_few),
 ), _arrays)  # fmt: skip
 
 _WITH_SLOPES = Tuned(products, _KEY, (

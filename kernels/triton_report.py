@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,14 +35,9 @@ SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_53
 
 REGISTERS = {"sm_80": 65_536, "sm_90": 65_536, "sm_100": 65_536, "gfx942": 131_072}  # and in registers of 32 bits
 
-_LABEL = 84  # characters of the longest
+_LABEL = 104  # characters of the longest
 
-_MATRIX_UNIT = {
-    "HGMMA": r"wgmma\.mma_async",
-    "HMMA": r"\bmma\.sync",
-    "UTCMMA": r"tcgen05\.mma",
-    "MFMA": r"v_mfma_",
-}
+_MATRIX_UNIT = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)\b|\bv_(mfma)_")
 
 
 @dataclass(frozen=True)
@@ -60,6 +56,8 @@ class Compiled:
         Bytes a block.
     matrix : dict of str to int
         Instructions of the matrix unit, by kind, in the assembly.
+    assembly : str
+        Of the machine: SASS, or AMD's.
     """
 
     target: str
@@ -67,7 +65,8 @@ class Compiled:
     registers: int
     spills: int
     shared: int
-    matrix: dict[str, int] = field(default_factory=dict)
+    matrix: dict[str, int]
+    assembly: str = field(repr=False)
 
     @property
     def fits(self) -> bool:
@@ -115,28 +114,28 @@ def compiled(launch: Launch, choice: Choice, target: str) -> Compiled:
     triton.runtime.driver.set_active(_Pretended(target))
     made = launch.tuned.kernel.warmup(**arguments, grid=(1,))
     amd = backend == "hip"
-    registers, spills = _of_amd(made.asm["amdgcn"]) if amd else _of_nvidia(made.asm["cubin"])
-    text = made.asm["amdgcn" if amd else "ptx"]
-    matrix = {name: len(re.findall(pattern, text)) for name, pattern in _MATRIX_UNIT.items()}
+    assembly = made.asm["amdgcn"] if amd else _said_of(made.asm["cubin"], "--dump-sass")
+    registers, spills = _of_amd(assembly) if amd else _of_nvidia(made.asm["cubin"])
+    matrix = Counter((nvidias or amds).upper() for nvidias, amds in _MATRIX_UNIT.findall(assembly))
     threads = TARGETS[target].warp_size * made.metadata.num_warps
-    return Compiled(target, threads, registers, spills, made.metadata.shared, {name: n for name, n in matrix.items() if n})
+    return Compiled(target, threads, registers, spills, made.metadata.shared, dict(matrix), assembly)
 
 
-def _of_nvidia(cubin: bytes) -> tuple[int, int]:
+def _said_of(cubin: bytes, option: str) -> str:
+    """By NVIDIA's cuobjdump, which triton's wheels bring."""
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        said = subprocess.run([_cuobjdump(), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", said.stdout)
+        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _of_nvidia(cubin: bytes) -> tuple[int, int]:
+    said = _said_of(cubin, "--dump-resource-usage")
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
     if found is None:
-        raise RuntimeError(f"cuobjdump said something else: {said.stdout}")
+        raise RuntimeError(f"cuobjdump said something else: {said}")
     return int(found[1]), int(found[2])
-
-
-@cache
-def _cuobjdump() -> Path:
-    """NVIDIA's tool, which triton's wheels bring."""
-    return Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
 
 
 def _of_amd(assembly: str) -> tuple[int, int]:
@@ -181,16 +180,17 @@ def _tasks(thorough: bool) -> Iterator[Task]:
 def _done(thorough: bool, task: Task) -> Compiled:
     number, choice, target = task
     launch = _all(thorough)[number].launch
-    return compiled(launch, launch.tuned.choices[choice], target)
+    return replace(compiled(launch, launch.tuned.choices[choice], target), assembly="")  # long, and of no more use
 
 
 def table(progress: Callable[[str], object], *, thorough: bool = False) -> bool:
-    """Compile everything for every target and tell a line each; whether all of it fits."""
+    """Compile everything for every target and tell a line each; whether all of it fits, and there is no target without."""
     fits = True
     progress(f"Compiled for {', '.join(f'{target} ({NAMES[target]})' for target in TARGETS)}; some minutes.")
     for target, gpu in TARGETS.items():
         if why := _not_here(gpu):
-            progress(f"Nothing is compiled for {target}: {why}")
+            fits = False
+            progress(f"Nothing is compiled for {target}, and so it is not known to fit: {why}")
     progress(f"{'kernel':<{_LABEL}} {'target':<7} {'registers':>9} {'spills':>6} {'shared':>7}  matrix unit")
     tasks = sorted(_tasks(thorough))
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
@@ -201,7 +201,7 @@ def table(progress: Callable[[str], object], *, thorough: bool = False) -> bool:
             label = f"{case.operation}: {case.label}, {case.launch.tuned.choices[choice]}".ljust(_LABEL)
             note = "" if found.fits else "  DOES NOT FIT"
             progress(f"{label} {target:<7} {found.registers:>9} {found.spills:>6} {found.shared:>7}  {matrix}{note}")
-    progress(f"\n{len(tasks)} configurations: {'all fit, without a spill' if fits else 'some do not fit, see above'}.")
+    progress(f"\n{len(tasks)} configurations: {'all fit, without a spill' if fits else 'not all fit, see above'}.")
     progress("\nModelled times: operations and bytes over the data sheets' rates, one after the other; nobody measured them.")
     for gpu in RATES:
         progress(str(gpu))

@@ -1,8 +1,8 @@
 """What cases take of a GPU by the arithmetic, and how long that takes at given rates: a model, which nobody measured.
 
 Operations are those that the kernels do, padding to their tiles included; instructions as counted in what the compiler makes,
-to about a quarter; bytes of memory are those that come from there or go there at least once, cached ones what a program loads
-of weights.
+to about a quarter; bytes of memory are those that come from there or go there at least once, those of the caches what programs
+load: of a narrow chain its weights, from the first caches where these hold them; in wide products all, from the second.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 # Instructions of one lane in what Triton 3.7 makes for sm_90. In the narrow kernels, whose few rows all warps share: of a value
 # through its activation to the matrix unit; of a weight that is taken apart for it; of a value that only goes there; of a sign
 # with its share of a hash; of an output that is summed up. In wide products: of an operand that is loaded and taken apart, in
-# tiles of 64 rows and more, and of fewer.
+# tiles of 64 rows and columns, of 128, and of fewer rows.
 _CORE, _WEIGHT, _OPERAND, _BITS, _SUM = 63.0, 5.6, 30.0, 30.0, 6.0
-_LOADED, _LOADED_OF_FEW = 13.0, 26.0
+_LOADED, _LOADED_OF_LARGE, _LOADED_OF_FEW = 13.0, 16.0, 26.0
 _IN_PARTS = 1.2  # as many instructions, where a product does not fit the registers at once
 _TILE = 16  # rows of a narrow chain's tile, and inputs that go through its first map at a time
+_FIRST_CACHE = 1 << 17  # bytes of weights that stay in a first cache beside shared memory
 _POINTS = {32: 64, 64: 32, 128: 16}  # rows of a tile of patterns, whose layers are forgotten, by its columns
 
 
@@ -45,8 +46,8 @@ class Rates:
         Of the matrix unit, for one of float32.
     instructions : float
         Of one lane.
-    memory, cache : float
-        Bytes, of memory and of the first caches.
+    memory, cache, second_cache : float
+        Bytes, of memory, of the first caches and of the second.
     """
 
     name: str
@@ -56,20 +57,23 @@ class Rates:
     instructions: float
     memory: float
     cache: float
+    second_cache: float
 
     def __str__(self) -> str:
         return (
             f"  {self.name}: {self.matrix / 1e12:.0f} TFLOP/s in the matrix unit, {self.of_tiles / 1e12:.0f} in tiles of few "
             f"rows, {self.products} of them one of float32; {self.instructions / 1e12:.1f} T instructions/s; "
-            f"{self.memory / 1e12:.2f} TB/s of memory, {self.cache / 1e12:.0f} of caches"
+            f"{self.memory / 1e12:.2f} TB/s of memory, {self.cache / 1e12:.0f} of first caches, "
+            f"{self.second_cache / 1e12:.1f} of the second"
         )
 
 
-# By the vendors' data sheets, dense: multiprocessors x lanes, or x bytes a clock, x the boost clock.
+# By the vendors' data sheets, dense: multiprocessors x lanes, or x bytes a clock, x the boost clock. Of the second cache by
+# their white papers: A100 5120 bytes a clock, MI300X 2048 of each of 8 dies; of H100's NVIDIA says nothing, taken as A100's.
 RATES = (
-    Rates("A100 SXM 80GB", 156e12, 156e12, 3, 108 * 64 * 1.41e9, 2.039e12, 108 * 128 * 1.41e9),
-    Rates("H100 SXM", 494.7e12, 247e12, 3, 132 * 128 * 1.98e9, 3.35e12, 132 * 128 * 1.98e9),
-    Rates("MI300X", 163.4e12, 163.4e12, 1, 304 * 64 * 2.1e9, 5.3e12, 304 * 64 * 2.1e9),
+    Rates("A100 SXM 80GB", 156e12, 156e12, 3, 108 * 64 * 1.41e9, 2.039e12, 108 * 128 * 1.41e9, 7.2e12),
+    Rates("H100 SXM", 494.7e12, 247e12, 3, 132 * 128 * 1.98e9, 3.35e12, 132 * 128 * 1.98e9, 7.2e12),
+    Rates("MI300X", 163.4e12, 163.4e12, 1, 304 * 64 * 2.1e9, 5.3e12, 304 * 64 * 2.1e9, 8 * 2048 * 2.1e9),
 )
 
 
@@ -85,7 +89,7 @@ class Work:
         matrix unit.
     instructions : float
         Of one lane, for everything else.
-    memory, cache : float
+    memory, cache, second_cache : float
         Bytes.
     """
 
@@ -95,6 +99,7 @@ class Work:
     instructions: float = 0.0
     memory: float = 0.0
     cache: float = 0.0
+    second_cache: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         names = [each.name for each in fields(self)[1:]]
@@ -104,7 +109,8 @@ class Work:
         return (
             f"{self.case}: {(self.matrix + self.of_tiles) / 1e9:.1f} GFLOP of float32 products, "
             f"{self.instructions / 1e9:.1f} G instructions of lanes, "
-            f"{self.memory / 1e9:.2f} GB of memory, {self.cache / 1e9:.1f} GB of caches"
+            f"{self.memory / 1e9:.2f} GB of memory, {self.cache / 1e9:.1f} GB of first caches, "
+            f"{self.second_cache / 1e9:.1f} GB of the second"
         )
 
     def seconds(self, gpu: Rates) -> dict[str, float]:
@@ -113,7 +119,8 @@ class Work:
             "matrix unit": gpu.products * (self.matrix / gpu.matrix + self.of_tiles / gpu.of_tiles),
             "instructions": self.instructions / gpu.instructions,
             "memory": self.memory / gpu.memory,
-            "caches": self.cache / gpu.cache,
+            "first caches": self.cache / gpu.cache,
+            "second cache": self.second_cache / gpu.second_cache,
         }
 
 
@@ -132,19 +139,34 @@ def _parts(width: int) -> float:
     return _IN_PARTS if width > AT_ONCE else 1.0
 
 
+def _loads(weights: float, times: float, name: str = "") -> Work:
+    """All of so many weights of a program, so many times."""
+    loaded = 4.0 * weights * times
+    return Work(name, cache=loaded) if 4 * weights <= _FIRST_CACHE else Work(name, second_cache=loaded)
+
+
 def _product(n_rows: int, n_in: int, n_out: int, *, tile: int = 64, writes: bool = True) -> Work:
-    """A wide layer's, whose rows come from memory and go there, in tiles of so many rows and of 64 columns."""
-    rows, ins, outs = _padded(n_rows, tile), _padded(n_in, 32), _padded(n_out, 64)
-    operations, loaded = 2.0 * rows * ins * outs, ins * rows * outs * (1 / 64 + 1 / tile)
+    """A wide layer's, whose rows come from memory and go there, in tiles of so many rows, and of 64 columns or of 128."""
+    columns = max(64, min(tile, 128))
+    rows, ins, outs = _padded(n_rows, tile), _padded(n_in, 32), _padded(n_out, columns)
+    operations, loaded = 2.0 * rows * ins * outs, ins * rows * outs * (1 / columns + 1 / tile)
     few = tile < 64
+    instructions = _LOADED_OF_FEW if few else _LOADED_OF_LARGE if tile == 128 else _LOADED
     return Work(
         "",
         matrix=0.0 if few else operations,
         of_tiles=operations if few else 0.0,
-        instructions=loaded * (_LOADED_OF_FEW if few else _LOADED),
+        instructions=loaded * instructions,
         memory=4.0 * n_rows * (n_in + writes * n_out),
-        cache=4.0 * loaded,
+        second_cache=4.0 * loaded,
     )
+
+
+def _largest_tile(n_in: int, n_out: int) -> int:
+    """Of a product with nothing after it but slopes."""
+    from lmn.kernels.triton_product_ops import is_large
+
+    return 128 if is_large(n_in, n_out) else 64
 
 
 def connectivity(n: int, units: tuple[int, ...], n_out: int, m: int = 21) -> Work:
@@ -160,7 +182,7 @@ def connectivity_by_layer(n: int, units: tuple[int, ...], n_out: int, m: int = 2
     """Deviations go to memory and come from there: by each product, and by each activation but the first, which reads none; the
     outputs' are read once more."""
     points = int(n * (n - 1) / 2 * (m - 2))
-    run = sum((_product(points, a, b) for a, b in itertools.pairwise((*units, n_out))), Work(""))
+    run = sum((_product(points, a, b, tile=_largest_tile(a, b)) for a, b in itertools.pairwise((*units, n_out))), Work(""))
     activated = units[0] + 2 * sum(units[1:]) + n_out
     of_activations = points * (sum(units) * _CORE + _SUM * n_out)
     return run + Work("", instructions=of_activations, memory=4.0 * n * n + 4.0 * points * activated)
@@ -173,12 +195,11 @@ def connectivity_in_one_kernel(n: int, sizes: Fused, m: int = 21) -> Work:
     points = n * (n + PAIRS) // 2 * (m - 2)  # of all segments, whole tiles
     weights = sizes.width**2 * (sizes.depth - 1) + sizes.width * sizes.outputs
     instructions = points * (sizes.depth * sizes.width * _CORE + weights / PAIRS * _WEIGHT + _SUM * sizes.outputs)
-    return Work(
+    return _loads(weights, points / PAIRS) + Work(
         "",
         of_tiles=2 * points * weights,
         instructions=instructions * (_IN_PARTS if sizes.in_parts else 1),
         memory=4.0 * n * n + 8.0 * n * (sizes.depth * sizes.width + sizes.outputs),
-        cache=4.0 * points / PAIRS * weights,
     )
 
 
@@ -195,37 +216,43 @@ def patterns(n: int, widths: tuple[int, ...], n_axes: int | None = None) -> Work
     points = _padded(n, tile)
     weights = (_padded(widths[0], _TILE) * width if n_axes is None else 0) + (len(units) - 1) * width**2
     instructions = width * (len(units) * (_BITS + _OPERAND) + 4 * (n_axes or 0)) + weights / tile * _WEIGHT
-    return Work(
-        case,
+    return _loads(weights, points / tile, case) + Work(
+        "",
         of_tiles=2.0 * points * weights,
         instructions=points * instructions * _parts(width),
         memory=memory,
-        cache=4.0 * points / tile * weights,
     )
 
 
 def jacobians(n: int, widths: tuple[int, ...], *, grams: bool = False) -> Work:
     """At n samples, from the outputs back; or their rows' inner products alone, in as many columns as the first layer has."""
+    from lmn.kernels.jacobians.triton_ops import MOST_NARROW_ROWS
+
     n_in, *units, n_out = widths
     width = _width(tuple(units))
     case = f"{'inner products of Jacobians' if grams else 'Jacobians'}, {'-'.join(map(str, widths))}, {n:,} points"
-    if width is None:
+    if width is None or (grams and n_out > MOST_NARROW_ROWS):
         forward = sum((_product(n, a, b) for a, b in itertools.pairwise(widths[:-1])), Work(case))
         back = ((min(n_in, units[0]), units[0]), *itertools.pairwise(units)) if grams else itertools.pairwise(widths[:-1])
-        sweep = sum((_product(n * n_out, b, a, writes=not (grams and i == 0)) for i, (a, b) in enumerate(back)), Work(""))
+        sweep = Work("")
+        for number, (a, b) in enumerate(back):
+            in_one_kernel = grams and number == 0
+            tile = 64 if in_one_kernel else _largest_tile(b, a)
+            sweep += _product(n * n_out, b, a, tile=tile, writes=not in_one_kernel)
         if grams:
             sweep += Work("", matrix=2.0 * n * n_out * 64 * _padded(min(n_in, units[0]), 32), memory=4.0 * n * n_out**2)
         return forward + sweep + Work("", instructions=n * sum(units) * (_CORE + n_out), memory=8.0 * n * sum(units))
-    points, rows, depth, ins = _padded(n, _TILE), _TILE if grams else n_out, len(units), _padded(n_in, 32)
+    points, rows, depth, ins = _padded(n, _TILE), _padded(n_out, _TILE) if grams else n_out, len(units), _padded(n_in, 32)
     forward_weights = _padded(n_in, _TILE) * width + (depth - 1) * width**2
     sweep_weights = (depth - 1) * width**2 + width * ins
-    loads = points / _TILE * forward_weights + (points if grams else points / _TILE * rows) * sweep_weights
-    return Work(
-        case,
-        of_tiles=2.0 * points * (forward_weights + rows * (sweep_weights + (_TILE * ins if grams else 0))),
+    sweeps = points if grams else points / _TILE * rows
+    loads = points / _TILE * forward_weights + sweeps * sweep_weights
+    loaded = _loads(forward_weights, points / _TILE, case) + _loads(sweep_weights, sweeps)
+    return loaded + Work(
+        "",
+        of_tiles=2.0 * points * (forward_weights + rows * (sweep_weights + (rows * ins if grams else 0))),
         instructions=(points * depth * width * (_CORE + rows * _OPERAND) + loads * _WEIGHT) * _parts(width),
         memory=4.0 * n * (n_in + (n_out**2 if grams else n_out * n_in)),
-        cache=4.0 * loads,
     )
 
 
@@ -244,13 +271,13 @@ def local_complexity(n: int, widths: tuple[int, ...], n_directions: int = 25) ->
         counted = Work("", instructions=rows * sum(units) * (_CORE + 4), memory=4.0 * n * vertices * units[0])
         return sum(layers, first) + counted
     rows, between = n * _padded(vertices, _TILE), (len(units) - 1) * width**2
-    return Work(
-        case,
+    loaded = _loads(between, rows / _TILE, case) + _loads(n_in * width, n)
+    return loaded + Work(
+        "",
         of_tiles=2.0 * rows * between,
         instructions=rows * (width * len(units) * (_CORE + 4) + between / _TILE * _WEIGHT) * _parts(width)
         + 2.0 * n * n_in * width,
         memory=4.0 * n * n_in,
-        cache=4.0 * (rows / _TILE * between + n * n_in * width),
     )
 
 

@@ -5,11 +5,9 @@ Deviations are (steps, pairs, units) in scratch memory: an activation's are made
 map's by a product in blocks, and at the end three sums over the steps give r². See triton_fused.py.
 
 Why not in one kernel that streams the weights: its tiles are of 16 pairs, as more have no place beside what a layer's pairs
-keep in registers, and each takes all weights at each step. Of three layers of 256 units and 768 samples that is 199 GB from
-beyond the first caches, which hold one layer's. By the model of triton_work.py the rest takes 39 ms on an H100, and a layer
-at a time 48 ms with 58 GB through memory: the second cache would have to give 22 TB/s, six times what memory does, for both
-to be the same. Products are Triton's and not cuBLAS's, which would multiply float32 without the matrix unit (67 against 165
-TFLOP/s there, by the data sheet) or in TF32 alone, by a global switch.
+keep in registers, and each takes all weights at each step: of three layers of 256 units and 768 samples 199 GB from the second
+cache, as the first ones hold no layer. By the model of triton_work.py that takes 67 ms on an H100, and a layer at a time 50 ms,
+with 58 GB through memory and 57 from the second cache.
 """
 
 from __future__ import annotations
