@@ -6,6 +6,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pytest
+
 from lmn.kernels import triton_report, triton_work
 from lmn.kernels.activations import CORES, STRAIGHT_CORES
 from lmn.kernels.connectivity.triton_ops import Fused
@@ -39,6 +41,15 @@ def test_kernels_compile_for_four_targets_without_spills() -> None:
     assert all(spills == 0 and fits and registers > 0 for _, _, spills, fits, _, registers in found)
     of_products = {target: set(matrix) for operation, target, _, _, matrix, _ in found if operation == "products"}
     assert of_products == {"sm_80": {"HMMA"}, "sm_90": {"HGMMA"}, "sm_100": {"UTCHMMA"}, "gfx942": {"MFMA"}}
+
+
+def test_a_target_that_nothing_is_compiled_for_is_not_taken_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_report, "_tasks", lambda _thorough: iter(()))
+    lines = list[str]()
+    assert triton_report.table(lines.append)
+    monkeypatch.setattr(triton_report, "_not_here", lambda gpu: "there is no linker." if gpu.backend == "hip" else "")
+    assert not triton_report.table(lines.append)
+    assert "Nothing is compiled for gfx942, and so it is not known to fit: there is no linker." in lines
 
 
 # ---- which configuration ----------------------------------------------------------------------------------------------------
