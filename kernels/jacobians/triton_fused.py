@@ -93,7 +93,7 @@ def fused_jacobians(
         s0, s1, s2, s3 = s3, s2, s1, s0
     if MODE == STORED:
         of_point = out + points[:, None] * n_rows * n_columns
-        row_stride, column_stride = n_columns.to(tl.int64) if REVERSE else 1, 1 if REVERSE else n_rows.to(tl.int64)
+        row_stride, column_stride = n_columns if REVERSE else 1, 1 if REVERSE else n_rows
         for row in range(n_rows):
             here = matrices + row * nothing
             rows = tl.load(start + row * WIDTH + columns)[None, :] * s0

@@ -20,6 +20,7 @@ from lmn.kernels.triton_host import (
     AT_ONCE,
     LEAST,
     MOST_DEPTH,
+    MOST_WEIGHTS,
     MOST_WIDTH,
     at_once,
     check_layers,
@@ -39,13 +40,14 @@ _KEY = ("REVERSE", "ENDS", "MODE", "DEPTH", "WIDTH", "ROWS", *names("CORE"), "n_
 
 
 def _has_registers(arguments: dict[str, Any], target: Target) -> bool:
-    """Cores with a slope of their own take what is left, and so do a sweep that ends in a layer, and more rows."""
+    """Cores with a slope of their own take what is left, and so do a sweep that ends in a layer, a fourth layer, and more
+    rows."""
     if arguments["ROWS"] > POINTS:
         return False
     cores = (arguments[f"CORE{layer}"] for layer in range(arguments["DEPTH"]))
     has_room = arguments["ENDS"] and all(CORES[core] in STRAIGHT_CORES for core in cores)
     if arguments["WIDTH"] == AT_ONCE:
-        return target.backend == "hip" or arguments["DEPTH"] < 3 or has_room
+        return target.backend == "hip" or arguments["DEPTH"] < 3 or (arguments["DEPTH"] == 3 and has_room)
     return bool(arguments["WIDTH"] == LEAST)
 
 
@@ -63,6 +65,9 @@ def _arrays(given: dict[str, Any]) -> Arrays:
         require(n_rows <= MOST_NARROW_ROWS, f"inner products of up to {MOST_NARROW_ROWS} rows a point; got {n_rows}.")
         out: tuple[int, ...] = (n_points, n_rows, n_rows)
     else:
+        require(
+            n_rows * n_columns <= MOST_WEIGHTS, f"places in a Jacobian are counted with 32 bits; got {n_rows} x {n_columns}."
+        )
         out = (n_points, n_rows, n_columns) if given["REVERSE"] else (n_points, n_columns, n_rows)
     arrays = forward_arrays(given) | first_arrays(given)
     arrays |= single(start=(n_rows, width), matrices=arrays["weights"][1], out=out)
@@ -218,7 +223,7 @@ def _case(depth: int, width: int, core: int, n_in: int, grams: bool, ends: bool,
     if not ends:
         n_columns = min(n_columns, width)
     if grams:
-        n_rows = min(n_rows, MOST_NARROW_ROWS if reverse else POINTS)
+        n_rows = n_rows if reverse else min(n_rows, POINTS)
     out = (n_rows, n_rows) if grams else (n_rows, n_columns) if reverse else (n_columns, n_rows)
     narrow_maps(
         empty(n, n_in), empty(n_in, width), empty(width), **arrays, start=empty(n_rows, width), matrices=arrays["weights"],
