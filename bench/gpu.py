@@ -27,12 +27,12 @@ def rates_of(device: torch.device, *, smoke: bool) -> Rates:
     n, size, repeats = (64, 1 << 10, 2) if smoke else (8192, 1 << 30, 256)
     a, b, out = (torch.randn(n, n, device=device) for _ in range(3))
     source = torch.empty(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    memory = 2 * size / seconds_of(lambda: target.copy_(source), device)
+    copy = torch.empty_like(source)
+    memory = 2 * size / seconds_of(lambda: copy.copy_(source), device)
     rows = torch.zeros(size // 512, dtype=torch.float32, device=device).expand(repeats, -1)
     second_cache = 4 * rows.numel() / seconds_of(lambda: torch.sum(rows, 1), device)
-    target_of_kernels = target_of(device)
-    is_nvidia = target_of_kernels.backend == "cuda"
+    target = target_of(device)
+    is_nvidia = target.backend == "cuda"
     rate = {}
     for precision in ("highest", "high"):
         before = torch.get_float32_matmul_precision()
@@ -48,7 +48,7 @@ def rates_of(device: torch.device, *, smoke: bool) -> Rates:
             f"products {rate['highest'] / 1e12:.1f} TFLOP/s, with TF32 {rate['high'] / 1e12:.1f} TFLOP/s"
         )
     lanes, matrix = rate["highest"] / (2 if is_nvidia else 4), rate["high" if is_nvidia else "highest"]
-    of_tiles = matrix / 2 if target_of_kernels.takes_64_rows else matrix
+    of_tiles = matrix / 2 if target.takes_64_rows else matrix
     of_128_lanes = is_nvidia and torch.cuda.get_device_capability(device) != (8, 0)
     first_caches = lanes if of_128_lanes else 2 * lanes
     return Rates("measured", matrix, of_tiles, 3 if is_nvidia else 1, lanes, memory, first_caches, second_cache)

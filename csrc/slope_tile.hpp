@@ -23,8 +23,8 @@ CoreParameters<T> parameters(const SlopeLayer<T>& layer) {
     return {layer.p0, layer.p1, layer.kink};
 }
 
-// The largest number for an infinite z where an activation may be less than that: what a ReLU or a
-// clamp lets through of z there is 0 of it; infinity would make that NaN.
+// The largest number for an infinite z where an activation may be less than that: what a ReLU or a clamp lets
+// through of z there is 0 of it; infinity would make that NaN.
 template <class T, template <class> class Core>
 Vec<T> bounded(Vec<T> z) {
     if constexpr (!std::is_same_v<Core<T>, Relu<T>> && !std::is_same_v<Core<T>, Clamp<T>>) return z;

@@ -174,8 +174,8 @@ def core_with_slope(z, p0, p1, kink, CORE: tl.constexpr):
 
 @triton.jit
 def _bounded(z, CORE: tl.constexpr):
-    """The largest number for an infinite z where an activation is less than that: what a ReLU or a clamp lets
-    through of z there is 0 of it; infinity would make that NaN."""
+    """The largest number for an infinite z where an activation is less than that: what a ReLU or a clamp lets through
+    of z there is 0 of it; infinity would make that NaN."""
     if CORE == RELU or CORE == CLAMP:  # noqa: PLR1714, SIM109 - in Triton's language
         z = _at_least(-3.4e38, _at_most(3.4e38, z))
     return z

@@ -170,8 +170,8 @@ def at_once(given: dict[str, Any], _target: Target) -> bool:
     return bool(given["WIDTH"] <= AT_ONCE)
 
 
-def in_parts(given: dict[str, Any], _target: Target) -> bool:
-    return bool(given["WIDTH"] > AT_ONCE)
+def in_parts(given: dict[str, Any], target: Target) -> bool:
+    return not at_once(given, target)
 
 
 def names(name: str, n: int = MOST_DEPTH) -> tuple[str, ...]:

@@ -47,7 +47,8 @@ def _fits_128_columns(given: dict[str, Any], target: Target) -> bool:
     return is_large(given["n_in"], given["n_out"]) and (target.takes_64_rows or target.backend == "hip")
 
 
-def _fits_128_columns_of_few(given: dict[str, Any], target: Target) -> bool:
+def _fits_128_columns_of_few_ins(given: dict[str, Any], target: Target) -> bool:
+    """Where both operands' parts go through registers."""
     return is_large(given["n_in"], given["n_out"]) and not _fits_128_columns(given, target)
 
 
@@ -66,7 +67,7 @@ _PLAIN = Tuned(products, _KEY, (
     Choice({"ROWS": 32, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=_is_column),
     Choice({"ROWS": 128, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=_is_even),
     Choice({"ROWS": 128, "INS": 32, "OUTS": 128}, 8, 2, roomy=True, fits=_fits_128_columns),
-    Choice({"ROWS": 128, "INS": 16, "OUTS": 128}, 8, 2, roomy=True, fits=_fits_128_columns_of_few),
+    Choice({"ROWS": 128, "INS": 16, "OUTS": 128}, 8, 2, roomy=True, fits=_fits_128_columns_of_few_ins),
 ), _arrays)  # fmt: skip
 
 _WITH_SLOPES = Tuned(products, _KEY, (

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 # Instructions of one lane in what Triton 3.7 makes for sm_90. In the narrow kernels, whose few rows all warps share: of a value
 # through its activation to the matrix unit; of a weight that is taken apart for it; of a value that only goes there; of a sign
 # with its share of a hash; of an output that is summed up. In wide products: of an operand that is loaded and taken apart, in
-# tiles of 64 rows and columns, of 128, and of fewer rows.
+# tiles of so many rows.
 _CORE, _WEIGHT, _OPERAND, _BITS, _SUM = 63.0, 5.6, 30.0, 30.0, 6.0
-_LOADED, _LOADED_OF_LARGE, _LOADED_OF_FEW = 13.0, 16.0, 26.0
+_LOADED = {32: 26.0, 64: 13.0, 128: 16.0}
 _IN_PARTS = 1.2  # as many instructions, where a product does not fit the registers at once
 _TILE = 16  # rows of a narrow chain's tile, and inputs that go through its first map at a time
 _FIRST_CACHE = 1 << 17  # bytes of weights that stay in a first cache beside shared memory
@@ -146,17 +146,16 @@ def _loads(weights: float, times: float, name: str = "") -> Work:
 
 
 def _product(n_rows: int, n_in: int, n_out: int, *, tile: int = 64, writes: bool = True) -> Work:
-    """A wide layer's, whose rows come from memory and go there, in tiles of so many rows, and of 64 columns or of 128."""
-    columns = max(64, min(tile, 128))
+    """A wide layer's, whose rows come from memory and go there, in tiles of 32, 64 or 128 rows and 64 columns or as many."""
+    columns = max(64, tile)
     rows, ins, outs = _padded(n_rows, tile), _padded(n_in, 32), _padded(n_out, columns)
     operations, loaded = 2.0 * rows * ins * outs, ins * rows * outs * (1 / columns + 1 / tile)
     few = tile < 64
-    instructions = _LOADED_OF_FEW if few else _LOADED_OF_LARGE if tile == 128 else _LOADED
     return Work(
         "",
         matrix=0.0 if few else operations,
         of_tiles=operations if few else 0.0,
-        instructions=loaded * instructions,
+        instructions=loaded * _LOADED[tile],
         memory=4.0 * n_rows * (n_in + writes * n_out),
         second_cache=4.0 * loaded,
     )
