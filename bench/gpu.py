@@ -11,7 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.conftest import RATIOS
 from lmn.kernels.triton_targets import target_of
-from lmn.kernels.triton_work import Rates, Work
+from lmn.kernels.triton_work import TILES, Rates, Work
 
 MEASURED: dict[tuple[str, str], float] = {}  # seconds by case and implementation
 
@@ -20,9 +20,9 @@ def rates_of(device: torch.device, *, smoke: bool) -> Rates:
     """What a GPU does, measured.
 
     Of products without TF32 a lane does two operations a clock, on AMD, where they are the matrix unit's, four. The first
-    caches give a lane two bytes a clock, and one where NVIDIA has 128 lanes beside one of them: all but an A100. Tiles of few
-    rows have half the rate of large ones where these are products of another kind (``Target.takes_64_rows``). The second cache
-    is read by a sum over rows that are all the same 8 MB.
+    caches give a lane one byte a clock, and two where NVIDIA has 64 lanes beside one of them, on an A100. Tiles of few rows
+    have half the rate of large ones where these are products of another kind (``Target.takes_64_rows``). The second cache is
+    read by a sum over rows that are all the same 8 MB.
     """
     n, size, repeats = (64, 1 << 10, 2) if smoke else (8192, 1 << 30, 256)
     a, b, out = (torch.randn(n, n, device=device) for _ in range(3))
@@ -49,9 +49,12 @@ def rates_of(device: torch.device, *, smoke: bool) -> Rates:
         )
     lanes, matrix = rate["highest"] / (2 if is_nvidia else 4), rate["high" if is_nvidia else "highest"]
     of_tiles = matrix / 2 if target.takes_64_rows else matrix
-    of_128_lanes = is_nvidia and torch.cuda.get_device_capability(device) != (8, 0)
-    first_caches = lanes if of_128_lanes else 2 * lanes
-    return Rates("measured", matrix, of_tiles, 3 if is_nvidia else 1, lanes, memory, first_caches, second_cache)
+    of_64_lanes = is_nvidia and device.type == "cuda" and torch.cuda.get_device_capability(device) == (8, 0)
+    tiles = TILES[target.takes_64_rows or not is_nvidia]
+    return Rates(
+        "measured", matrix, of_tiles, 3 if is_nvidia else 1, lanes, memory, (1 + of_64_lanes) * lanes, second_cache,
+        1 << (17 if is_nvidia else 15), *tiles,
+    )  # fmt: skip
 
 
 def seconds_of(function: Callable[[], object], device: torch.device, rounds: int = 5) -> float:

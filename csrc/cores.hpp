@@ -54,7 +54,7 @@ struct Exponential {
 };
 
 inline Exponential<float> exponential(Vec<float> z) {
-    const Vec<float> x = maximum(broadcast(-87.0f), z);
+    const Vec<float> x = maximum(broadcast(-88.0f), z);  // whose k is -127, and the power 0
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     const Vec<float> shifted = x * 1.44269504f + kRound;
     const Vec<float> k = shifted - kRound;
@@ -66,7 +66,7 @@ inline Exponential<float> exponential(Vec<float> z) {
 }
 
 inline Exponential<double> exponential(Vec<double> z) {  // the same; 2e-16, by the Taylor series to r^13
-    const Vec<double> x = maximum(broadcast(-708.0), z);
+    const Vec<double> x = maximum(broadcast(-709.0), z);  // whose k is -1023
     constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
     const Vec<double> shifted = x * 1.4426950408889634 + kRound;
     const Vec<double> k = shifted - kRound;

@@ -7,7 +7,6 @@
 #include "tile_product.hpp"
 
 #include <limits>
-#include <type_traits>
 
 namespace lmn::LMN_ISA {
 namespace {
@@ -23,11 +22,9 @@ CoreParameters<T> parameters(const SlopeLayer<T>& layer) {
     return {layer.p0, layer.p1, layer.kink};
 }
 
-// The largest number for an infinite z where an activation may be less than that: what a ReLU or a clamp lets
-// through of z there is 0 of it; infinity would make that NaN.
-template <class T, template <class> class Core>
+// The largest number for an infinite z, of which an activation may have nothing, or a difference.
+template <class T>
 Vec<T> bounded(Vec<T> z) {
-    if constexpr (!std::is_same_v<Core<T>, Relu<T>> && !std::is_same_v<Core<T>, Clamp<T>>) return z;
     constexpr T kMost = std::numeric_limits<T>::max();
     return maximum(broadcast(-kMost), minimum(broadcast(kMost), z));
 }
@@ -39,7 +36,7 @@ void activate(const SlopeLayer<T>& layer, T* __restrict z, T* __restrict slopes)
     for (int64_t c = 0; c < layer.units; ++c) {
         const T scale = layer.scale[c], slope = layer.slope[c], least = layer.least_slope[c];
         for (int64_t at = c * kTile<T>; at < (c + 1) * kTile<T>; at += kLanes<T>) {
-            const Vec<T> x = bounded<T, Core>(load(z + at));
+            const Vec<T> x = bounded<T>(load(z + at));
             const Sloped<T> core = Core<T>::with_slope(x, p);
             store(z + at, scale * core.value + slope * x);
             store(slopes + at, scale * core.slope + least);
@@ -53,7 +50,7 @@ void activate_only(const SlopeLayer<T>& layer, T* z, T*) {
     for (int64_t c = 0; c < layer.units; ++c) {
         const T scale = layer.scale[c], slope = layer.slope[c];
         for (int64_t at = c * kTile<T>; at < (c + 1) * kTile<T>; at += kLanes<T>) {
-            const Vec<T> x = load(z + at);
+            const Vec<T> x = bounded<T>(load(z + at));
             store(z + at, scale * Core<T>::at(x, p) + slope * x);
         }
     }

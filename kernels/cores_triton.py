@@ -57,7 +57,7 @@ def _erf(z):  # 1.9e-8 on |z| < 3.92, where erf rounds to 1
 @triton.jit
 def _exponential(z):
     """2^k and expm1(r) where z = k ln2 + r, for z <= 0 (larger z is not asked for): exp and expm1 follow."""
-    x = _at_least(-87.0, z)
+    x = _at_least(-104.0, z)  # whose power is 0
     k = tl.floor(x * 1.44269504 + 0.5)
     r = (x - k * 0.693359375) + k * 2.12194440e-4  # ln2 in two parts, the first exact in 10 bits
     h = ((((1.9857247e-4 * r + 1.3933597e-3) * r + 8.3333615e-3) * r + 4.1666466e-2) * r + 0.16666667) * r + 0.5
@@ -173,24 +173,22 @@ def core_with_slope(z, p0, p1, kink, CORE: tl.constexpr):
 
 
 @triton.jit
-def _bounded(z, CORE: tl.constexpr):
-    """The largest number for an infinite z where an activation is less than that: what a ReLU or a clamp lets through
-    of z there is 0 of it; infinity would make that NaN."""
-    if CORE == RELU or CORE == CLAMP:  # noqa: PLR1714, SIM109 - in Triton's language
-        z = _at_least(-3.4e38, _at_most(3.4e38, z))
-    return z
+def _finite(z):
+    """The largest number for infinity, of which an activation may have nothing, or a difference; and the weights of units that
+    a tile is filled up with are 0, of which infinity would make NaN."""
+    return tl.clamp(z, -3.4e38, 3.4e38, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def activation(z, scale, straight, p0, p1, CORE: tl.constexpr):
     """scale core(z) + straight z."""
-    z = _bounded(z, CORE)
-    return scale * core(z, p0, p1, CORE) + straight * z
+    z = _finite(z)
+    return _finite(scale * core(z, p0, p1, CORE) + straight * z)
 
 
 @triton.jit
 def activation_with_slope(z, scale, straight, p0, p1, kink, CORE: tl.constexpr):
     """And its slope."""
-    z = _bounded(z, CORE)
+    z = _finite(z)
     value, slope = core_with_slope(z, p0, p1, kink, CORE)
-    return scale * value + straight * z, scale * slope + straight
+    return _finite(scale * value + straight * z), scale * slope + straight

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from lmn.kernels.cores_triton import activation, activation_with_slope
+from lmn.kernels.triton_dot import dot, dot_added
 
 AT_ONCE = tl.constexpr(64)  # rows of a matrix that fit the registers beside a tile; more are multiplied in parts
 MOST_BREAKPOINTS = tl.constexpr(2)  # of an activation that is in the kernels' table
@@ -35,12 +36,12 @@ def product(u, matrix, stride, columns, mask, nothing, WIDTH: tl.constexpr, SOME
     rows = tl.arange(0, WIDTH if WIDTH < SOME else SOME)
     places = matrix + rows[:, None] * stride + columns[None, :]
     if WIDTH <= SOME:
-        z = tl.dot(u, _loaded(places, mask), input_precision=PRECISION)
+        z = dot(u, _loaded(places, mask), PRECISION)
     else:
         z = tl.zeros((u.shape[0], columns.shape[0]), tl.float32)
         for part in range(nothing, WIDTH // SOME):
             w = _loaded(places + part * SOME * stride, mask)
-            z = tl.dot(some_columns(u, part, WIDTH, SOME), w, z, input_precision=PRECISION)
+            z = dot_added(z, some_columns(u, part, WIDTH, SOME), w, PRECISION)
     return z
 
 
@@ -53,7 +54,7 @@ def first_map(x, first, bias, points, present, n_in, columns, WIDTH: tl.constexp
         ins = begin + tl.arange(0, INS)
         part = tl.load(x + points[:, None] * n_in + ins[None, :], mask=present[:, None] & (ins < n_in)[None, :], other=0.0)
         w = tl.load(first + ins[:, None] * WIDTH + columns[None, :], mask=(ins < n_in)[:, None], other=0.0)
-        z = tl.dot(part, w, z, input_precision=PRECISION)
+        z = dot_added(z, part, w, PRECISION)
     return z + tl.load(bias + columns)[None, :]
 
 

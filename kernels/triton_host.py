@@ -19,7 +19,7 @@ from lmn.kernels.triton_targets import Target
 MOST_DEPTH = 4
 AT_ONCE: int = triton_chain.AT_ONCE.value
 MOST_WIDTH = 128  # units of a layer up to which what a tile keeps of it fits the registers
-MOST_WEIGHTS = 2**31 - 1  # of a matrix, in which places are counted with 32 bits
+MOST_ENTRIES = 2**31 - 1  # of a matrix in which narrow kernels count places with 32 bits
 LEAST = 32  # more columns than rows, so that warps share out columns
 MOST_BREAKPOINTS: int = triton_chain.MOST_BREAKPOINTS.value
 
@@ -43,7 +43,7 @@ class NarrowChain:
         """None where the chain is too wide or too deep, or has no layer."""
         depth, units = len(chain.layers), chain.units
         width = max(LEAST, triton.next_power_of_2(max(units, default=1)))
-        if not 0 < depth <= MOST_DEPTH or width > MOST_WIDTH or width * chain.n_in > MOST_WEIGHTS:
+        if not 0 < depth <= MOST_DEPTH or width > MOST_WIDTH or width * chain.n_in > MOST_ENTRIES:
             return None
         return cls(chain, device, depth, width)
 
@@ -133,6 +133,12 @@ def check_layers(scales: Tensor, cores: list[int]) -> tuple[int, int]:
     return depth, width
 
 
+def check_entries(n_rows: int, n_columns: int) -> None:
+    """That 32 bits count the places in a matrix."""
+    fits = n_rows * n_columns <= MOST_ENTRIES
+    require(fits, f"places in a narrow chain's matrix are counted with 32 bits; got one of {n_rows} x {n_columns}.")
+
+
 def check_breakpoints(of_layer: Tensor) -> None:
     """That a layer has no more than the kernels tell apart."""
     (n,) = sizes_of("breakpoints", of_layer, 1)
@@ -154,6 +160,7 @@ def check_bends(n_units: list[int], n_breakpoints: list[int], depth: int, width:
 def first_arrays(given: dict[str, Any]) -> Arrays:
     """What a narrow chain's kernel takes of samples and the first affine map."""
     n_in, width = given["n_in"], given["WIDTH"]
+    check_entries(n_in, width)
     return single(x=(given["n_points"], n_in), first=(n_in, width), first_bias=(width,))
 
 
@@ -168,10 +175,6 @@ def forward_arrays(given: dict[str, Any]) -> Arrays:
 def at_once(given: dict[str, Any], _target: Target) -> bool:
     """Whether the products of a narrow chain's kernel take all rows of a matrix at once."""
     return bool(given["WIDTH"] <= AT_ONCE)
-
-
-def in_parts(given: dict[str, Any], target: Target) -> bool:
-    return not at_once(given, target)
 
 
 def names(name: str, n: int = MOST_DEPTH) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,8 +34,8 @@ def _arrays(given: dict[str, Any]) -> Arrays:
     return arrays
 
 
-def _is_even(given: dict[str, Any], target: Target) -> bool:
-    """Loads of rows that begin anywhere take registers, and so do their stages, and a core with its slope."""
+def is_even(given: dict[str, Any], target: Target) -> bool:
+    """Loads of rows that begin anywhere take registers, which there are more of on AMD's GPUs."""
     return target.backend == "hip" or (given["n_in"] % 16 == 0 and given["n_out"] % 16 == 0)
 
 
@@ -47,14 +48,14 @@ def _fits_128_columns(given: dict[str, Any], target: Target) -> bool:
     return is_large(given["n_in"], given["n_out"]) and (target.takes_64_rows or target.backend == "hip")
 
 
-def _fits_128_columns_of_few_ins(given: dict[str, Any], target: Target) -> bool:
-    """Where both operands' parts go through registers."""
+def _fits_128_columns_of_64_rows(given: dict[str, Any], target: Target) -> bool:
+    """Where both operands go through registers."""
     return is_large(given["n_in"], given["n_out"]) and not _fits_128_columns(given, target)
 
 
 def _is_column(given: dict[str, Any], target: Target) -> bool:
     """For one input or output, Triton makes other code of the rest."""
-    return not _is_even(given, target) and min(given["n_in"], given["n_out"]) == 1
+    return not is_even(given, target) and min(given["n_in"], given["n_out"]) == 1
 
 
 def _is_no_column(given: dict[str, Any], target: Target) -> bool:
@@ -62,24 +63,25 @@ def _is_no_column(given: dict[str, Any], target: Target) -> bool:
 
 
 _PLAIN = Tuned(products, _KEY, (
-    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 4, 2, roomy=True, fits=_is_even),
+    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 4, 2, roomy=True, fits=is_even),
     Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=_is_no_column),
     Choice({"ROWS": 32, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=_is_column),
-    Choice({"ROWS": 128, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=_is_even),
+    Choice({"ROWS": 128, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=is_even),
     Choice({"ROWS": 128, "INS": 32, "OUTS": 128}, 8, 2, roomy=True, fits=_fits_128_columns),
-    Choice({"ROWS": 128, "INS": 16, "OUTS": 128}, 8, 2, roomy=True, fits=_fits_128_columns_of_few_ins),
+    Choice({"ROWS": 64, "INS": 32, "OUTS": 128}, 8, 2, roomy=True, fits=_fits_128_columns_of_64_rows),
 ), _arrays)  # fmt: skip
+_OF_WHAT_IS_COUNTED = replace(_PLAIN, is_timed=False)
 
 _WITH_SLOPES = Tuned(products, _KEY, (
     Choice({"ROWS": 32, "INS": 32, "OUTS": 64}, 8, 2, roomy=True),
-    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=_is_even),
+    Choice({"ROWS": 64, "INS": 32, "OUTS": 64}, 8, 2, roomy=True, fits=is_even),
 ), _arrays)  # fmt: skip
 
 
 @torch.library.custom_op("lmn::products", mutates_args={"out"})
-def plain(a: Tensor, weights: Tensor, out: Tensor, precision: str = "") -> None:
-    """out, (..., n_out), from a, (..., n_in), and weights, (n_in, n_out)."""
-    _launch(_PLAIN, a, weights, out, precision, EPILOGUE=PLAIN.value)
+def plain(a: Tensor, weights: Tensor, out: Tensor, counted: bool = False, precision: str = "") -> None:
+    """out, (..., n_out), from a, (..., n_in), and weights, (n_in, n_out); where signs are counted, of equal rows equal bits."""
+    _launch(_OF_WHAT_IS_COUNTED if counted else _PLAIN, a, weights, out, precision, EPILOGUE=PLAIN.value)
 
 
 @torch.library.custom_op("lmn::products_sloped", mutates_args={"out"})

@@ -1,13 +1,13 @@
 """Matrix products in Triton for layers that are too wide for one kernel, with what comes after them done on the way out.
 
 Rows go to memory after each layer and come from there. A kernel that kept them and streamed the weights would save that: by
-the model of triton_work.py, of all time on an H100 35 % of connectivity (three layers of 256 units), 29 % of Jacobians (two of
-256), 14 % of patterns and 8 % of local complexity (four of 200); and would take more from the caches for it, as fewer rows fit
+the model of triton_work.py, of all time on an H100 39 % of connectivity (three layers of 256 units), 31 % of Jacobians (two of
+256), 15 % of patterns and 9 % of local complexity (four of 200); and would take more from the caches for it, as fewer rows fit
 a program: connectivity/triton_wide.py has the numbers of the first, where it would save most.
 
 Why not cuBLAS: of float32 it gives what has no matrix unit, 67 TFLOP/s on an H100 by the data sheet, or TF32 alone, of three
-digits, by a global switch. The products of those three layers of 256 would take 25 ms there at least; so do these by the model,
-in which nothing overlaps, and less on an A100 (62 against 85), and what comes after them needs no pass of its own.
+digits, by a global switch. The products of those three layers of 256 would take 25 ms there at least, and 85 on an A100; these
+take 22 and 82 by the model, in which nothing overlaps, and what comes after them needs no pass of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from lmn.kernels.cores_triton import activation_with_slope
+from lmn.kernels.triton_dot import dot_added
 
 PLAIN, WITH_SLOPES, SLOPED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
@@ -41,7 +42,7 @@ def product_tile(a, weights, rows, present, outs, n_in, n_out, ROWS: tl.constexp
         mask_w = (ins < n_in)[:, None] & (outs < n_out)[None, :]
         part = tl.load(a + rows[:, None] * n_in + ins[None, :], mask=present[:, None] & (ins < n_in)[None, :], other=0.0)
         w = tl.load(weights + ins.to(tl.int64)[:, None] * n_out + outs[None, :], mask=mask_w, other=0.0)
-        total = tl.dot(part, w, total, input_precision=PRECISION)
+        total = dot_added(total, part, w, PRECISION)
     return total
 
 

@@ -35,6 +35,7 @@ SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_53
 
 REGISTERS = {"sm_80": 65_536, "sm_90": 65_536, "sm_100": 65_536, "gfx942": 131_072}  # and in registers of 32 bits
 
+_TASKS_A_WORKER = 512
 _LABEL = 104  # characters of the longest
 
 _MATRIX_UNIT = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)\b|\bv_(mfma)_")
@@ -193,7 +194,8 @@ def table(progress: Callable[[str], object], *, thorough: bool = False) -> bool:
             progress(f"Nothing is compiled for {target}, and so it is not known to fit: {why}")
     progress(f"{'kernel':<{_LABEL}} {'target':<7} {'registers':>9} {'spills':>6} {'shared':>7}  matrix unit")
     tasks = sorted(_tasks(thorough))
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    # Compilers keep some of what each kernel took.
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), max_tasks_per_child=_TASKS_A_WORKER) as pool:
         for (number, choice, target), found in zip(tasks, pool.map(partial(_done, thorough), tasks, chunksize=4), strict=True):
             case = _all(thorough)[number]
             fits &= found.fits

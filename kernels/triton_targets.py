@@ -9,8 +9,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])  # of Triton
-IS_TRITON_3_2 = VERSION == (3, 2)
+IS_TRITON_3_2 = triton.__version__.startswith("3.2.")
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,11 @@ def target_of(device: torch.device) -> Target:
         return Target("hip")
     major, minor = torch.cuda.get_device_capability(device)
     return Target.of(GPUTarget("cuda", 10 * major + minor, 32))
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a device; one where it is no GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def precision_on(backend: str) -> str:

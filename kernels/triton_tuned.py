@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,12 +16,13 @@ import triton
 from torch import Tensor
 
 from lmn.kernels.triton_checks import Arrays, check_arrays, check_grid, require
-from lmn.kernels.triton_targets import Target, precision_on, target_of, warps_on
+from lmn.kernels.triton_targets import Target, multiprocessors, precision_on, target_of, warps_on
 
 Grid = tuple[int, ...] | Callable[[dict[str, Any]], tuple[int, ...]]
 
 _PRECISIONS = ("", "ieee", "tf32x3", "tf32")
 _WAVES = 4  # programs a multiprocessor, from which on a launch says which configuration is the fastest
+_timing = threading.Lock()  # Triton's autotuners keep what they are doing; and nobody else should launch meanwhile
 
 
 def _always(_arguments: dict[str, Any], _target: Target) -> bool:
@@ -68,9 +70,13 @@ class Tuned:
     """A kernel and the few configurations that it is launched in.
 
     Triton times those that fit at the first large launch for each value of ``key``, precision and device, and keeps what it
-    found, on disk too where it can (from Triton 3.4 on). Kernels must come to the same when they are run again. A launch too
-    small to tell, and Triton's interpreter, takes the first that fits; and so does each under
-    ``torch.use_deterministic_algorithms``, as configurations add in other orders, and their last bits differ.
+    found, on disk too where it can (from Triton 3.4 on): all later launches take that. Kernels must come to the same when they
+    are run again. Until then a launch too small to tell, or into a CUDA graph, where nothing can be timed, takes the first that
+    fits, and Triton's interpreter always does.
+
+    Configurations add in other orders, and their last bits differ. Where those decide what is counted, equal points would
+    differ between two launches: there, without ``is_timed``, the first that fits is taken always, and so it is of all kernels
+    under ``torch.use_deterministic_algorithms``.
 
     Attributes
     ----------
@@ -80,16 +86,20 @@ class Tuned:
     choices : tuple of Choice
     arrays : callable
         The kernel's arguments by name to what its arrays have to be: those that it reads or writes.
+    is_timed : bool
     """
 
     kernel: Any
     key: tuple[str, ...]
     choices: tuple[Choice, ...]
     arrays: Callable[[dict[str, Any]], Arrays]
-    _autotuners: dict[tuple[tuple[Choice, ...], torch.device], Any] = field(default_factory=dict)
+    is_timed: bool = True
+    _fastest: dict[tuple[Any, ...], Choice] = field(default_factory=dict)
 
     def fitting(self, arguments: dict[str, Any], target: Target) -> tuple[Choice, ...]:
-        return tuple(choice for choice in self.choices if choice.fits(arguments, target))
+        """Those that may be launched; the first of them if nobody takes the time."""
+        found = tuple(choice for choice in self.choices if choice.fits(arguments, target))
+        return found if self.is_timed else found[:1]
 
     def launch(self, grid: Grid, precision: str = "", **arguments: Any) -> None:
         """Run the kernel on the device that its tensors are on, unless the grid is empty.
@@ -127,19 +137,33 @@ class Tuned:
             self.kernel[grid](**arguments, **first.tile)
             return
         with torch.cuda.device(device):
-            waves = math.prod(size) / torch.cuda.get_device_properties(device).multi_processor_count
-            if len(choices) == 1 or waves < _WAVES or torch.are_deterministic_algorithms_enabled():
-                self.kernel[grid](**arguments, **first.tile, **first.options(backend))
-            else:
-                self._fastest_of(choices, device, backend)[grid](**arguments)
+            if len(choices) > 1 and not torch.are_deterministic_algorithms_enabled():
+                waves = math.prod(size) / multiprocessors(device)
+                can_time = waves >= _WAVES and not torch.cuda.is_current_stream_capturing()
+                first = self._best_of(choices, grid, arguments, target, device, can_time) or first
+            self.kernel[grid](**arguments, **first.tile, **first.options(backend))
 
-    def _fastest_of(self, choices: tuple[Choice, ...], device: torch.device, backend: str) -> Any:
-        if (choices, device) not in self._autotuners:
-            configs = [each.config(backend) for each in choices]
-            key = [*self.key, *(name for name in ("PRECISION",) if name in self.kernel.arg_names)]
-            on_disk = {"cache_results": True} if "cache_results" in inspect.signature(triton.autotune).parameters else {}
-            self._autotuners[choices, device] = triton.autotune(configs=configs, key=key, **on_disk)(self.kernel)
-        return self._autotuners[choices, device]
+    def _best_of(
+        self,
+        choices: tuple[Choice, ...],
+        grid: Grid,
+        arguments: dict[str, Any],
+        target: Target,
+        device: torch.device,
+        can_time: bool,
+    ) -> Choice | None:
+        """The fastest for such arguments; None where that is not known and can't be found out by this launch."""
+        names = [*self.key, *(name for name in ("PRECISION",) if name in self.kernel.arg_names)]
+        key = (choices, device, *(arguments[name] for name in names))
+        with _timing:
+            if key not in self._fastest and can_time:
+                configs = [each.config(target.backend) for each in choices]
+                on_disk = {"cache_results": True} if "cache_results" in inspect.signature(triton.autotune).parameters else {}
+                autotuner = triton.autotune(configs=configs, key=names, **on_disk)(self.kernel)
+                autotuner[grid](**arguments)
+                found = [config.all_kwargs() for config in configs].index(autotuner.best_config.all_kwargs())
+                self._fastest[key] = choices[found]
+            return self._fastest.get(key)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,9 @@
 """What cases take of a GPU by the arithmetic, and how long that takes at given rates: a model, which nobody measured.
 
-Operations are those that the kernels do, padding to their tiles included; instructions as counted in what the compiler makes,
-to about a quarter; bytes of memory are those that come from there or go there at least once, those of the caches what programs
-load: of a narrow chain its weights, from the first caches where these hold them; in wide products all, from the second.
+Operations are those that the kernels do, padding to their tiles included; instructions as counted in what the compiler makes
+for NVIDIA, to about a quarter (AMD's, whose matrix unit takes float32 as it is, need fewer); bytes of memory are those that
+come from there or go there at least once, those of the caches what programs load: of a narrow chain its weights, from the first
+caches where these hold them; in wide products all, from the second.
 """
 
 from __future__ import annotations
@@ -19,16 +20,32 @@ from lmn.kernels.triton_host import AT_ONCE, LEAST, MOST_DEPTH, MOST_WIDTH
 if TYPE_CHECKING:
     from lmn.kernels.connectivity.triton_ops import Fused
 
-# Instructions of one lane in what Triton 3.7 makes for sm_90. In the narrow kernels, whose few rows all warps share: of a value
-# through its activation to the matrix unit; of a weight that is taken apart for it; of a value that only goes there; of a sign
-# with its share of a hash; of an output that is summed up. In wide products: of an operand that is loaded and taken apart, in
-# tiles of so many rows.
-_CORE, _WEIGHT, _OPERAND, _BITS, _SUM = 63.0, 5.6, 30.0, 30.0, 6.0
-_LOADED = {32: 26.0, 64: 13.0, 128: 16.0}
+# Instructions of one lane in what Triton 3.7 makes of the narrow kernels, whose few rows all warps share, for sm_90; for sm_80
+# they are as many. Of a value through its activation to the matrix unit, in 4 warps; of one that goes there in 8, and of one
+# that is loaded again at each step; of a weight that is taken apart; of a value that only goes to the matrix unit; of one of a
+# vertex, through its activation, with the least and the greatest; of a sign with its share of a hash, and of an axis of a grid;
+# of an output that is summed up.
+_CORE, _OF_8_WARPS, _RELOADED, _WEIGHT, _OPERAND, _VERTEX = 34.0, 9.0, 11.0, 4.6, 15.0, 30.0
+_BITS, _AXIS, _SUM = 26.0, 24.0, 9.0
 _IN_PARTS = 1.2  # as many instructions, where a product does not fit the registers at once
 _TILE = 16  # rows of a narrow chain's tile, and inputs that go through its first map at a time
-_FIRST_CACHE = 1 << 17  # bytes of weights that stay in a first cache beside shared memory
 _POINTS = {32: 64, 64: 32, 128: 16}  # rows of a tile of patterns, whose layers are forgotten, by its columns
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Of a wide product.
+
+    Attributes
+    ----------
+    rows, columns : int
+    instructions : float
+        Of one lane, for each multiplication and addition.
+    """
+
+    rows: int
+    columns: int
+    instructions: float
 
 
 @dataclass(frozen=True)
@@ -48,6 +65,10 @@ class Rates:
         Of one lane.
     memory, cache, second_cache : float
         Bytes, of memory, of the first caches and of the second.
+    first_cache : int
+        Bytes of weights that one first cache holds, beside shared memory.
+    few, rows, large : Tile
+        Of a product in tiles of few rows, of 64, and as large as fits.
     """
 
     name: str
@@ -58,6 +79,10 @@ class Rates:
     memory: float
     cache: float
     second_cache: float
+    first_cache: int
+    few: Tile
+    rows: Tile
+    large: Tile
 
     def __str__(self) -> str:
         return (
@@ -70,11 +95,21 @@ class Rates:
 
 # By the vendors' data sheets, dense: multiprocessors x lanes, or x bytes a clock, x the boost clock. Of the second cache by
 # their white papers: A100 5120 bytes a clock, MI300X 2048 of each of 8 dies; of H100's NVIDIA says nothing, taken as A100's.
+_FEW = Tile(32, 64, 0.85)
+TILES = {  # by Target.takes_64_rows: few, rows, large
+    False: (_FEW, Tile(64, 64, 0.52), Tile(64, 128, 0.46)),
+    True: (_FEW, Tile(64, 64, 0.28), Tile(128, 128, 0.153)),
+}
+# Of AMD's first caches, of 32 KiB, each gives a multiprocessor 64 bytes a clock.
 RATES = (
-    Rates("A100 SXM 80GB", 156e12, 156e12, 3, 108 * 64 * 1.41e9, 2.039e12, 108 * 128 * 1.41e9, 7.2e12),
-    Rates("H100 SXM", 494.7e12, 247e12, 3, 132 * 128 * 1.98e9, 3.35e12, 132 * 128 * 1.98e9, 7.2e12),
-    Rates("MI300X", 163.4e12, 163.4e12, 1, 304 * 64 * 2.1e9, 5.3e12, 304 * 64 * 2.1e9, 8 * 2048 * 2.1e9),
-)
+    Rates(
+        "A100 SXM 80GB", 156e12, 156e12, 3, 108 * 64 * 1.41e9, 2.039e12, 108 * 128 * 1.41e9, 7.2e12, 1 << 17, *TILES[False]
+    ),
+    Rates("H100 SXM", 494.7e12, 247e12, 3, 132 * 128 * 1.98e9, 3.35e12, 132 * 128 * 1.98e9, 7.2e12, 1 << 17, *TILES[True]),
+    Rates(
+        "MI300X", 163.4e12, 163.4e12, 1, 304 * 64 * 2.1e9, 5.3e12, 304 * 64 * 2.1e9, 8 * 2048 * 2.1e9, 1 << 15, *TILES[True]
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,43 +119,58 @@ class Work:
     Attributes
     ----------
     case : str
-    matrix, of_tiles : float
-        Operations of float32 products, in tiles of 64 rows or more and of fewer, before they are taken apart into those of the
-        matrix unit.
+    narrow : float
+        Operations of float32 products in narrow chains' kernels, before they are taken apart into those of the matrix unit.
+    few, rows, large : float
+        And of wide products, by their tiles.
     instructions : float
-        Of one lane, for everything else.
-    memory, cache, second_cache : float
+        Of one lane, for all else.
+    memory : float
         Bytes.
+    loads : tuple of (int, float)
+        Of narrow chains: bytes of weights, and bytes that all programs load of them.
     """
 
     case: str
-    matrix: float = 0.0
-    of_tiles: float = 0.0
+    narrow: float = 0.0
+    few: float = 0.0
+    rows: float = 0.0
+    large: float = 0.0
     instructions: float = 0.0
     memory: float = 0.0
-    cache: float = 0.0
-    second_cache: float = 0.0
+    loads: tuple[tuple[float, float], ...] = ()
 
     def __add__(self, other: Work) -> Work:
         names = [each.name for each in fields(self)[1:]]
         return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
 
+    @property
+    def operations(self) -> float:
+        return self.narrow + self.few + self.rows + self.large
+
     def __str__(self) -> str:
-        return (
-            f"{self.case}: {(self.matrix + self.of_tiles) / 1e9:.1f} GFLOP of float32 products, "
-            f"{self.instructions / 1e9:.1f} G instructions of lanes, "
-            f"{self.memory / 1e9:.2f} GB of memory, {self.cache / 1e9:.1f} GB of first caches, "
-            f"{self.second_cache / 1e9:.1f} GB of the second"
-        )
+        return f"{self.case}: {self.operations / 1e9:.1f} GFLOP of float32 products, {self.memory / 1e9:.2f} GB of memory"
+
+    def on(self, gpu: Rates) -> dict[str, float]:
+        """Instructions of lanes, and bytes from the first caches and from the second."""
+        products = [(self.few / 2, gpu.few), (self.rows / 2, gpu.rows), (self.large / 2, gpu.large)]
+        from_second = sum(4 * n * (1 / tile.rows + 1 / tile.columns) for n, tile in products)
+        return {
+            "instructions": self.instructions + sum(n * tile.instructions for n, tile in products),
+            "first caches": sum(loaded for weights, loaded in self.loads if weights <= gpu.first_cache),
+            "second cache": from_second + sum(loaded for weights, loaded in self.loads if weights > gpu.first_cache),
+        }
 
     def seconds(self, gpu: Rates) -> dict[str, float]:
         """Of each part; one after the other they take their sum."""
+        here = self.on(gpu)
+        matrix = (self.rows + self.large) / gpu.matrix + (self.few + self.narrow) / gpu.of_tiles
         return {
-            "matrix unit": gpu.products * (self.matrix / gpu.matrix + self.of_tiles / gpu.of_tiles),
-            "instructions": self.instructions / gpu.instructions,
+            "matrix unit": gpu.products * matrix,
+            "instructions": here["instructions"] / gpu.instructions,
             "memory": self.memory / gpu.memory,
-            "first caches": self.cache / gpu.cache,
-            "second cache": self.second_cache / gpu.second_cache,
+            "first caches": here["first caches"] / gpu.cache,
+            "second cache": here["second cache"] / gpu.second_cache,
         }
 
 
@@ -141,31 +191,22 @@ def _parts(width: int) -> float:
 
 def _loads(weights: float, times: float, name: str = "") -> Work:
     """All of so many weights of a program, so many times."""
-    loaded = 4.0 * weights * times
-    return Work(name, cache=loaded) if 4 * weights <= _FIRST_CACHE else Work(name, second_cache=loaded)
+    return Work(name, loads=((4.0 * weights, 4.0 * weights * times),))
 
 
-def _product(n_rows: int, n_in: int, n_out: int, *, tile: int = 64, writes: bool = True) -> Work:
-    """A wide layer's, whose rows come from memory and go there, in tiles of 32, 64 or 128 rows and 64 columns or as many."""
-    columns = max(64, tile)
-    rows, ins, outs = _padded(n_rows, tile), _padded(n_in, 32), _padded(n_out, columns)
-    operations, loaded = 2.0 * rows * ins * outs, ins * rows * outs * (1 / columns + 1 / tile)
-    few = tile < 64
-    return Work(
-        "",
-        matrix=0.0 if few else operations,
-        of_tiles=operations if few else 0.0,
-        instructions=loaded * _LOADED[tile],
-        memory=4.0 * n_rows * (n_in + writes * n_out),
-        second_cache=4.0 * loaded,
-    )
+def _product(n_rows: int, n_in: int, n_out: int, *, tile: str = "rows", writes: bool = True) -> Work:
+    """A wide layer's, whose rows come from memory and go there, in tiles that are "few", "rows" or "large"."""
+    rows, columns = {"few": (32, 64), "rows": (64, 64), "large": (128, 128)}[tile]
+    operations = 2.0 * _padded(n_rows, rows) * _padded(n_in, 32) * _padded(n_out, columns)
+    few, of_64, large = (operations * (tile == each) for each in ("few", "rows", "large"))
+    return Work("", few=few, rows=of_64, large=large, memory=4.0 * n_rows * (n_in + writes * n_out))
 
 
-def _largest_tile(n_in: int, n_out: int) -> int:
+def _largest_tile(n_in: int, n_out: int) -> str:
     """Of a product with nothing after it but slopes."""
     from lmn.kernels.triton_product_ops import is_large
 
-    return 128 if is_large(n_in, n_out) else 64
+    return "large" if is_large(n_in, n_out) else "rows"
 
 
 def connectivity(n: int, units: tuple[int, ...], n_out: int, m: int = 21) -> Work:
@@ -193,11 +234,14 @@ def connectivity_in_one_kernel(n: int, sizes: Fused, m: int = 21) -> Work:
 
     points = n * (n + PAIRS) // 2 * (m - 2)  # of all segments, whole tiles
     weights = sizes.width**2 * (sizes.depth - 1) + sizes.width * sizes.outputs
-    instructions = points * (sizes.depth * sizes.width * _CORE + weights / PAIRS * _WEIGHT + _SUM * sizes.outputs)
+    in_parts = all(each.tile["SOME"] < sizes.width for each in sizes.choices)
+    reloads, of_8_warps = (all(each.tile["RELOADS"] for each in sizes.choices), all(each.warps == 8 for each in sizes.choices))
+    of_value = _CORE + of_8_warps * _OF_8_WARPS + reloads * _RELOADED
+    instructions = points * (sizes.depth * sizes.width * of_value + weights / PAIRS * _WEIGHT + _SUM * sizes.outputs)
     return _loads(weights, points / PAIRS) + Work(
         "",
-        of_tiles=2 * points * weights,
-        instructions=instructions * (_IN_PARTS if sizes.in_parts else 1),
+        narrow=2 * points * weights,
+        instructions=instructions * (_IN_PARTS if in_parts else 1),
         memory=4.0 * n * n + 8.0 * n * (sizes.depth * sizes.width + sizes.outputs),
     )
 
@@ -214,10 +258,10 @@ def patterns(n: int, widths: tuple[int, ...], n_axes: int | None = None) -> Work
     tile = _POINTS[width]
     points = _padded(n, tile)
     weights = (_padded(widths[0], _TILE) * width if n_axes is None else 0) + (len(units) - 1) * width**2
-    instructions = width * (len(units) * (_BITS + _OPERAND) + 4 * (n_axes or 0)) + weights / tile * _WEIGHT
+    instructions = width * (len(units) * _BITS + _AXIS * (n_axes or 0)) + weights / tile * _WEIGHT
     return _loads(weights, points / tile, case) + Work(
         "",
-        of_tiles=2.0 * points * weights,
+        narrow=2.0 * points * weights,
         instructions=points * instructions * _parts(width),
         memory=memory,
     )
@@ -236,10 +280,10 @@ def jacobians(n: int, widths: tuple[int, ...], *, grams: bool = False) -> Work:
         sweep = Work("")
         for number, (a, b) in enumerate(back):
             in_one_kernel = grams and number == 0
-            tile = 64 if in_one_kernel else _largest_tile(b, a)
+            tile = "rows" if in_one_kernel else _largest_tile(b, a)
             sweep += _product(n * n_out, b, a, tile=tile, writes=not in_one_kernel)
         if grams:
-            sweep += Work("", matrix=2.0 * n * n_out * 64 * _padded(min(n_in, units[0]), 32), memory=4.0 * n * n_out**2)
+            sweep += Work("", rows=2.0 * n * n_out * 64 * _padded(min(n_in, units[0]), 32), memory=4.0 * n * n_out**2)
         return forward + sweep + Work("", instructions=n * sum(units) * (_CORE + n_out), memory=8.0 * n * sum(units))
     points, rows, depth, ins = _padded(n, _TILE), _padded(n_out, _TILE) if grams else n_out, len(units), _padded(n_in, 32)
     forward_weights = _padded(n_in, _TILE) * width + (depth - 1) * width**2
@@ -249,7 +293,7 @@ def jacobians(n: int, widths: tuple[int, ...], *, grams: bool = False) -> Work:
     loaded = _loads(forward_weights, points / _TILE, case) + _loads(sweep_weights, sweeps)
     return loaded + Work(
         "",
-        of_tiles=2.0 * points * (forward_weights + rows * (sweep_weights + (rows * ins if grams else 0))),
+        narrow=2.0 * points * (forward_weights + rows * (sweep_weights + (rows * ins if grams else 0))),
         instructions=(points * depth * width * (_CORE + rows * _OPERAND) + loads * _WEIGHT) * _parts(width),
         memory=4.0 * n * (n_in + (n_out**2 if grams else n_out * n_in)),
     )
@@ -260,23 +304,25 @@ def local_complexity(n: int, widths: tuple[int, ...], n_directions: int = 25) ->
     n_in, *units, _ = widths
     width, vertices = _width(tuple(units)), 2 * n_directions
     case = f"local complexity, {'-'.join(map(str, widths))}, {n:,} samples of {vertices} vertices"
+    first = _product(n, n_in, units[0], tile=_largest_tile(n_in, width or units[0]))
     if width is None:
         rows = n * _padded(vertices, 32)
-        first = replace(_product(n, n_in, units[0]), case=case)
         layers = (
-            _product(rows, a, b, tile=32, writes=number + 2 < len(units))
+            _product(rows, a, b, tile="few", writes=number + 2 < len(units))
             for number, (a, b) in enumerate(itertools.pairwise(units))
         )
-        counted = Work("", instructions=rows * sum(units) * (_CORE + 4), memory=4.0 * n * vertices * units[0])
-        return sum(layers, first) + counted
+        counted = Work("", instructions=rows * sum(units) * _VERTEX, memory=4.0 * n * vertices * units[0])
+        return sum(layers, replace(first, case=case)) + counted
     rows, between = n * _padded(vertices, _TILE), (len(units) - 1) * width**2
-    loaded = _loads(between, rows / _TILE, case) + _loads(n_in * width, n)
-    return loaded + Work(
-        "",
-        of_tiles=2.0 * rows * between,
-        instructions=rows * (width * len(units) * (_CORE + 4) + between / _TILE * _WEIGHT) * _parts(width)
-        + 2.0 * n * n_in * width,
-        memory=4.0 * n * n_in,
+    return (
+        _loads(between, rows / _TILE, case)
+        + first
+        + Work(
+            "",
+            narrow=2.0 * rows * between,
+            instructions=rows * (width * len(units) * _VERTEX + between / _TILE * _WEIGHT) * _parts(width),
+            memory=4.0 * n * width,
+        )
     )
 
 

@@ -13,7 +13,8 @@ import torch
 
 from lmn.errors import LmnError
 
-_LEAST_CAPABILITY = (8, 0)  # from which matrix units take TF32
+_LEAST_CAPABILITY = (8, 0)  # of NVIDIA, from which matrix units take TF32
+_OF_AMD = "gfx942"
 
 Supports = Callable[[Any], tuple[bool, str]]
 
@@ -86,11 +87,19 @@ def _on_a_gpu(problem: Any) -> tuple[bool, str]:
     device = problem.device.type
     if device != "cuda" and not _is_interpreted():
         return False, f"it runs on a GPU, and the samples are on {device} (TRITON_INTERPRET=1 runs it there, slowly)"
-    if device == "cuda" and torch.cuda.is_available() and torch.version.hip is None:
-        capability = torch.cuda.get_device_capability(problem.device)
-        if capability < _LEAST_CAPABILITY:
-            return False, f"its kernels need compute capability 8.0, and the GPU's is {'.'.join(map(str, capability))}"
-    return True, ""
+    why = _lacks(problem.device) if device == "cuda" and torch.cuda.is_available() else ""
+    return not why, why
+
+
+def _lacks(gpu: torch.device) -> str:
+    """Why a GPU is none that the Triton kernels are made for, or ""."""
+    if torch.version.hip is not None:
+        name = torch.cuda.get_device_properties(gpu).gcnArchName.partition(":")[0]
+        return "" if name == _OF_AMD else f"of AMD's GPUs its kernels are made for {_OF_AMD} (MI300), and this is a {name}"
+    capability = torch.cuda.get_device_capability(gpu)
+    if capability < _LEAST_CAPABILITY:
+        return f"its kernels need compute capability 8.0, and the GPU's is {'.'.join(map(str, capability))}"
+    return ""
 
 
 def _chains_on_a_gpu(problem: Any) -> tuple[bool, str]:

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -236,5 +236,6 @@ def _writable(folder: Path) -> Path:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    except PackageNotFoundError:  # or of another name: with PyTorch for ROCm comes a Triton of its own
+        others = packages_distributions().get(package)
+        return f"{version(others[0])} ({others[0]})" if others else "not installed"

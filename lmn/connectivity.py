@@ -24,7 +24,7 @@ from lmn.subject import Subject, spread
 
 _MOST_POINTS = 10_001  # a segment: float32 sums over more lose what they add
 _PANEL_BYTES = 1 << 24  # of what is kept of samples besides the matrix
-_SMALLEST_PANEL, _LARGEST_PANEL = 16, 512  # samples
+_SMALLEST_PANEL, _LARGEST_PANEL = 16, 512  # samples, these for a CPU's caches
 
 
 def connectivity(
@@ -134,7 +134,8 @@ def _panel(network: Network, planned: ChainPlan | NotAChain, example: Tensor, n:
     allowed = working_bytes(example.device, _PANEL_BYTES)
     if n <= _SMALLEST_PANEL or n * 8 * values <= allowed:
         return n
-    return max(_SMALLEST_PANEL, min(_LARGEST_PANEL, allowed // (2 * 8 * values)))
+    largest = _LARGEST_PANEL if example.device.type == "cpu" else n
+    return max(_SMALLEST_PANEL, min(largest, allowed // (2 * 8 * values)))
 
 
 def _empty(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -209,10 +209,13 @@ def find(
         )
     steps = r * directions(n_in, n_directions, seed)
     _check_vertices(subject.network, example, steps, r)
+    finite = list[Tensor]()
     with progress_bar(len(indices), "local complexity", "point", progress) as bar:
-        problem = _plan(subject, indices, example, steps, threads, bar.update)
+        problem = _plan(subject, indices, example, steps, threads, finite, bar.update)
         chosen = choose("local_complexity", backend, problem)
         found: Found = chosen.load("local_complexity")(problem)
+    if finite and not bool(torch.stack(finite).all()):
+        raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
     _check_finite(found, indices, r)
     return LocalComplexity(
         counts=found.counts,
@@ -268,7 +271,7 @@ def _check_vertices(network: Network, example: Tensor, steps: Tensor, r: float) 
             f"r={r:g} is lost in the rounding of samples of dtype {dtype} as large as {float(x.abs().max()):g}; {advice}scale "
             "the samples, or pass another r."
         )
-    if _is_finite(network, example) and not _is_finite(network, vertices.reshape(-1, *example.shape[1:])):
+    if bool(_finite(network, example)) and not bool(_finite(network, vertices.reshape(-1, *example.shape[1:]))):
         raise LmnError(f"the model's output is not finite at r={r:g} from samples at which it is; pass a smaller r.")
 
 
@@ -283,15 +286,21 @@ def _check_finite(found: Found, indices: Tensor, r: float) -> None:
 
 
 def _plan(
-    subject: Subject, indices: Tensor, example: Tensor, steps: Tensor, threads: int, progress: Callable[[int], object]
+    subject: Subject,
+    indices: Tensor,
+    example: Tensor,
+    steps: Tensor,
+    threads: int,
+    finite: list[Tensor],
+    progress: Callable[[int], object],
 ) -> Problem:
+    """To ``finite`` goes, as the samples are asked for, whether the outputs there are: to be looked at once, in the end."""
     network = subject.network
     chain, layers, why_no_chain = _chain(network, example)
 
     def samples(places: np.ndarray[Any, Any]) -> Tensor:
         h = subject.samples(indices[places])
-        if not _is_finite(network, h):
-            raise LmnError("the model's output is not finite (NaN or infinity) on the grid; is the training diverged?")
+        finite.append(_finite(network, h))
         return h
 
     def bends(dtype: torch.dtype) -> Bends:
@@ -346,7 +355,6 @@ def _outputs(network: Network, h: Tensor) -> Tensor:
     return torch.cat([network.tail(part.clone()) for part in h.split(network.batch)])
 
 
-def _is_finite(network: Network, h: Tensor) -> bool:
-    """Whether the outputs are, of which no more than a batch's are kept."""
-    finite = [torch.isfinite(network.tail(part.clone())).all() for part in h.split(network.batch)]
-    return bool(torch.stack(finite).all())
+def _finite(network: Network, h: Tensor) -> Tensor:
+    """Whether the outputs are, a truth value on their device, of which no more than a batch's are kept."""
+    return torch.stack([torch.isfinite(network.tail(part.clone())).all() for part in h.split(network.batch)]).all()

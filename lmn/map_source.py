@@ -38,7 +38,7 @@ _REPEATED = 8  # points a pattern, from which on a look at all patterns pays for
 _PART_BYTES = 1 << 22
 _GRAM_BYTES = 1 << 24
 _LEAST_GRAM = {torch.float32: 1e-30, torch.float64: 1e-250}  # below which squares lose digits, or all of them
-_LEAST_PART, _LARGEST_PART = 1 << 7, 1 << 16
+_LEAST_PART, _LARGEST_PART, _LARGEST_PART_ON_GPU = 1 << 7, 1 << 16, 1 << 20
 
 
 @dataclass(eq=False)
@@ -105,13 +105,23 @@ class MapSource:
     ) -> Iterator[tuple[int, int]]:
         """Ranges of maps of so many columns that are held at a time: few, that stay in the cache, where they are reduced."""
         each = max(1, self.n_out * columns * self.dtype.itemsize)
-        most = _LARGEST_PART if not reduced else max(_LEAST_PART, working_bytes(self.device, _PART_BYTES) // each)
-        yield from _ranges(within or (0, self.n_maps), min(most, memory_limit // (4 * each)))
+        most = self._largest_part if not reduced else max(_LEAST_PART, working_bytes(self.device, _PART_BYTES) // each)
+        yield from self._ranges(within or (0, self.n_maps), min(most, memory_limit // (4 * each)))
 
     def gram_parts(self, memory_limit: int) -> Iterator[tuple[int, int]]:
         """Ranges of maps whose samples and Gram matrices are held at a time."""
         each = self.n_in * self.dtype.itemsize + 4 * 8 * min(self.n_out, self.n_in) ** 2
-        yield from _ranges((0, self.n_maps), min(working_bytes(self.device, _GRAM_BYTES), memory_limit // 2) // each)
+        yield from self._ranges((0, self.n_maps), min(working_bytes(self.device, _GRAM_BYTES), memory_limit // 2) // each)
+
+    @property
+    def _largest_part(self) -> int:
+        """On a GPU, where around each part there are some thirty launches and a wait."""
+        return _LARGEST_PART if self.device.type == "cpu" else _LARGEST_PART_ON_GPU
+
+    def _ranges(self, within: tuple[int, int], most: int) -> Iterator[tuple[int, int]]:
+        rows = max(1, min(self._largest_part, most))
+        for first in range(*within, rows):
+            yield first, min(first + rows, within[1])
 
     @property
     def has_grams(self) -> bool:
@@ -200,12 +210,6 @@ class MapSource:
         # A again in float64: what is left of f(x) is a small difference.
         exact = a.double() if network.single_inside or a.dtype == torch.float64 else self.maps(first, last, double=True)
         return (torch.cat(parts).double() - torch.einsum("nki,ni->nk", exact, x)).to(a)
-
-
-def _ranges(within: tuple[int, int], most: int) -> Iterator[tuple[int, int]]:
-    rows = max(1, min(_LARGEST_PART, most))
-    for first in range(*within, rows):
-        yield first, min(first + rows, within[1])
 
 
 def map_source(

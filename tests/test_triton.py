@@ -124,7 +124,7 @@ def error_of(problem: Problem) -> float:
     """The largest difference of what kernels wrote from the float64 reference.
 
     What float32 leaves open is not done again, which would hide what kernels do wrong: it is to be as much as the C++ kernel
-    leaves open, but for a tenth of the pairs. What was to be written and was not is far from any r².
+    leaves open, but for one pair in a hundred, and one. What was to be written and was not is far from any r².
     """
     n, n_rows = problem.n_points, problem.n_rows
     out = torch.full((n, n), 777.0)
@@ -135,7 +135,7 @@ def error_of(problem: Problem) -> float:
     found, wanted = (out, expected) if n_rows is None else (out[:n_rows, n_rows:], expected[:n_rows, n_rows:])
     is_open = torch.isnan(found)
     n_open = int(is_open.triu(1).sum() if n_rows is None else is_open.sum())
-    if abs(n_open - cpp.connectivity(problem, torch.empty(n, n), lambda _: None)) > 0.1 * len(problem.pairs):
+    if abs(n_open - cpp.connectivity(problem, torch.empty(n, n), lambda _: None)) > 1 + 0.01 * len(problem.pairs):
         return float("inf")
     return max((found - wanted)[~is_open].abs().tolist(), default=0.0)
 
@@ -173,10 +173,11 @@ def test_connectivity_of_chains_too_wide_or_deep_for_one_kernel(widths: tuple[in
     assert error_of(problem) < 1e-5
 
 
-@pytest.mark.parametrize("chunk", [1, 64, 1 << 27])
-def test_pairs_of_a_wide_chain_in_any_number_of_calls(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_gpu, "_SCRATCH_BYTES", chunk)  # 64 pairs at least
-    assert error_of(problem_of((5, 150, 7), "silu", 17)) < 1e-5
+@pytest.mark.parametrize("pairs", [0.5, 1, 64, 1000])
+def test_pairs_of_a_wide_chain_in_any_number_of_calls(pairs: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_of((5, 150, 7), "silu", 12)
+    monkeypatch.setattr(triton_gpu, "_SCRATCH_BYTES", int(pairs * 4 * (problem.m - 2) * 150))
+    assert error_of(problem) < 1e-5
 
 
 @pytest.mark.parametrize("widths", [(5, 20, 7), (5, 150, 7)], ids=str)

@@ -50,7 +50,7 @@ ROWS = {
     "patterns.triton_bits.hashed": Rows(("words", "hashes"), "n_points", "POINTS"),
     "jacobians.triton_fused.fused_jacobians": Rows(("x", "out"), "n_points", "POINTS"),
     "jacobians.triton_wide.gram_products": Rows(("a", "out", "slopes"), "n_rows", "ROWS"),
-    "local_complexity.triton_fused.fused_local_complexity": Rows(("x", "counts")),
+    "local_complexity.triton_fused.fused_local_complexity": Rows(("at_samples", "counts")),
     "local_complexity.triton_wide.layer_of_local_complexity": Rows(("u", "at_samples", "out", "counts")),
     "triton_products.products": Rows(("a", "out", "slopes"), "n_rows", "ROWS"),
 }
@@ -155,7 +155,7 @@ def test_rows_far_away(name: str, launches: dict[str, Launch], first_program: di
 
 # ---- pairs of many samples ---------------------------------------------------------------------------------------------------
 
-N, LAST = 46_352, 17  # samples, of which the last are asked: more than 2^30 pairs, whose places are past 2^31
+N, LAST = 65_600, 17  # samples, of which the last are asked: more than 2^31 pairs
 
 
 def test_pairs_of_many_samples(far: Any) -> None:

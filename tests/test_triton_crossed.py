@@ -37,7 +37,7 @@ PIECEWISE_LINEAR: dict[str, Callable[[], nn.Module]] = {
     "hardtanh": lambda: nn.Hardtanh(-0.5, 0.2), "softshrink": lambda: nn.Softshrink(0.3),
 }  # fmt: skip
 WITH_A_CENTRE = {
-    name: kind for name, kind in MODULES.items() if name not in ("prelu", "tanh", "sigmoid")
+    name: kind for name, kind in MODULES.items() if name not in ("tanh", "sigmoid")
 }  # whose units local complexity counts
 
 

@@ -284,6 +284,27 @@ def test_units_that_overflow_are_what_they_are_in_the_model(widths: tuple[int, .
     assert len(check(model, samples(40, 3).abs() + 1).counts) > 2
 
 
+@OF_WIDTHS
+def test_units_that_tiles_are_filled_up_with_take_no_infinity(widths: tuple[int, ...]) -> None:
+    """Which is let through by |z|, and is NaN times the zeros that weights are filled up with."""
+
+    class Abs(nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return z.abs()
+
+    model = mlp(widths, "Hardtanh")
+    model[1] = Abs()
+    with torch.no_grad():
+        model[0].weight[0] = torch.tensor([2e38, 0, 0])
+        model[2].weight.abs_()
+    x = samples(40, 3)
+    assert model[0](x).isinf().any()
+    assert model(x).isfinite().all()
+    check(model, x)
+    got, expected = (lmn.jacobians(model, x, backend=backend, progress=False) for backend in ("triton", "torch"))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
 # ---- which backend -----------------------------------------------------------------------------------------------------------
 
 
@@ -297,3 +318,16 @@ def test_a_gpu_takes_triton_by_itself_and_a_cpu_never(operation: str) -> None:
 
     assert "triton" in [backend.name for backend in REGISTRY[operation]]
     assert (chosen("cuda"), chosen("cpu")) == ("triton", "cpp")
+
+
+@pytest.mark.parametrize(("name", "why"), [("gfx942:sramecc+:xnack-", ""), ("gfx1100", "made for gfx942.*this is a gfx1100")])
+def test_of_amds_gpus_triton_takes_those_it_was_compiled_for(name: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(gcnArchName=name))
+    problem = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, chain=object(), why_no_chain="", double=True)
+    if why:
+        with pytest.raises(lmn.LmnError, match=why):
+            choose("jacobians", "triton", problem)
+    else:
+        assert choose("jacobians", "triton", problem).name == "triton"

@@ -1,7 +1,8 @@
 """The configurations that kernels are launched in: what each comes to, and which one a GPU is given."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,10 @@ class Autotuner(Kernel):
     def __call__(self, _kernel: Kernel) -> "Autotuner":
         return self
 
+    @property
+    def best_config(self) -> Any:
+        return self.configs[-1]
+
 
 @pytest.fixture
 def autotuners(monkeypatch: pytest.MonkeyPatch) -> list[Autotuner]:
@@ -108,7 +113,8 @@ def autotuners(monkeypatch: pytest.MonkeyPatch) -> list[Autotuner]:
     monkeypatch.setattr(triton_tuned, "target_of", lambda _device: Target("cuda"))
     monkeypatch.setattr(triton_tuned.triton, "autotune", autotune)
     monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(multi_processor_count=2))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(triton_tuned, "multiprocessors", lambda _device: 2)
     return made
 
 
@@ -132,14 +138,56 @@ def test_a_large_launch_takes_the_fastest_of_those_that_fit(autotuners: list[Aut
     tuned = tuned_of(kernel)
     for n, precision in ((3, ""), (4, "ieee"), (6, "")):
         tuned.launch(lambda tile: (2048 // tile["TILE"],), precision, x=torch.zeros(3), n=n)
-    assert not kernel.launches
-    few, all_of_them = autotuners  # one for each set of configurations
-    assert [[config.kwargs["TILE"] for config in each.configs] for each in autotuners] == [[16, 32], [16, 32, 64]]
-    assert [(each[1]["n"], each[1]["PRECISION"]) for each in few.launches] == [(3, "tf32x3"), (4, "ieee")]
-    assert len(all_of_them.launches) == 1
-    first, second = few.configs[:2]
+    assert [[config.kwargs["TILE"] for config in each.configs] for each in autotuners] == [[16, 32], [16, 32], [16, 32, 64]]
+    timed = [arguments for each in autotuners for _, arguments in each.launches]
+    assert [(each["n"], each["PRECISION"]) for each in timed] == [(3, "tf32x3"), (4, "ieee"), (6, "tf32x3")]
+    assert [arguments["TILE"] for _, arguments in kernel.launches] == [32, 32, 64]
+    first, second = autotuners[0].configs
     assert (first.num_warps, first.num_stages, first.maxnreg) == (4, 1, 255)
     assert (second.num_warps, second.num_stages, second.maxnreg) == (8, 3, None)
+
+
+def test_what_was_found_to_be_fastest_is_taken_from_then_on(autotuners: list[Autotuner]) -> None:
+    kernel = Kernel()
+    tuned = tuned_of(kernel)
+    for grid in ((7,), (8,), (7,), (8,)):
+        tuned.launch(grid, x=torch.zeros(3), n=3)
+    assert [arguments["TILE"] for _, arguments in kernel.launches] == [16, 32, 32, 32]
+    assert len(autotuners) == 1
+
+
+def test_what_is_counted_is_launched_in_the_first_that_fits_always(autotuners: list[Autotuner]) -> None:
+    kernel = Kernel()
+    replace(tuned_of(kernel), is_timed=False).launch((4096,), x=torch.zeros(3), n=3)
+    assert [arguments["TILE"] for _, arguments in kernel.launches] == [16]
+    assert not autotuners
+
+
+@pytest.mark.parametrize("module", [patterns, local_complexity], ids=["patterns", "local complexity"])
+def test_no_kernel_of_signs_is_timed(module: Any) -> None:
+    of_signs = [tuned for tuned in vars(module).values() if isinstance(tuned, Tuned)]
+    assert len(of_signs) >= 2
+    for target in (Target("cuda"), Target("cuda", takes_64_rows=True), Target("hip")):
+        for case in module.cases(False):
+            if case.launch.tuned in of_signs:
+                assert len(case.launch.tuned.fitting(case.launch.arguments, target)) == 1
+
+
+def test_a_graph_being_captured_takes_the_first(autotuners: list[Autotuner], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    kernel = Kernel()
+    tuned_of(kernel).launch((4096,), x=torch.zeros(3), n=3)
+    assert [arguments["TILE"] for _, arguments in kernel.launches] == [16]
+    assert not autotuners
+
+
+def test_two_threads_time_a_kernel_once(autotuners: list[Autotuner]) -> None:
+    kernel = Kernel()
+    tuned = tuned_of(kernel)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: tuned.launch((4096,), x=torch.zeros(3), n=3), range(64)))
+    assert len(autotuners) == 1
+    assert {arguments["TILE"] for _, arguments in kernel.launches} == {32}
 
 
 def test_where_torch_is_to_be_deterministic_a_large_launch_takes_the_first(autotuners: list[Autotuner]) -> None:

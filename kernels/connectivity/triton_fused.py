@@ -12,9 +12,6 @@ import triton.language as tl
 from lmn.kernels.cores_triton import core
 from lmn.kernels.triton_chain import product
 
-# What is loaded again at each step, and not kept in registers: nothing; z of sample i; its differences from the others too.
-KEPT, OFFSETS_RELOADED, ALL_RELOADED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-
 
 @triton.jit
 def difference(high, low, j, i, width, columns, present):
@@ -140,8 +137,8 @@ def fused_connectivity(
 
     z are (n_points, DEPTH * WIDTH) and y (n_points, OUTPUTS), in two floats; weights (DEPTH, WIDTH, WIDTH), units to units;
     scales and slopes (DEPTH, WIDTH); parameters (DEPTH, 2); noise (OUTPUTS,); all float32, zero where a layer is narrower;
-    ``nothing`` is 0. RELOADS is one of the above; products take SOME units at a time. What float32 can't do to the tolerance is
-    NaN.
+    ``nothing`` is 0. With RELOADS z of sample i and its differences from the others are loaded again at each step, and not kept
+    in registers; products take SOME units at a time. What float32 can't do to the tolerance is NaN.
     """
     i = (first_row + tl.program_id(0)).to(tl.int64)
     first = (first_column // PAIRS + tl.program_id(1)) * PAIRS
@@ -164,24 +161,24 @@ def fused_connectivity(
     for step in range(1, m - 1):
         t = step * 1.0 / (m - 1)
         here, high, low = weights + step * nothing, z_high + step * nothing, z_low + step * nothing
-        z_of_i = (z_high if RELOADS == KEPT else high) + i * width
+        z_of_i = (high if RELOADS else z_high) + i * width
         none = tl.zeros((PAIRS, WIDTH), tl.float32)
-        if RELOADS == ALL_RELOADED:
+        if RELOADS:
             dz0 = difference(high, low, j, i, width, 0 * WIDTH + columns, wanted)
         u = layer_deviation(t, z_of_i, dz0, at0, dc0, none, scales, slopes, parameters, 0, columns, WIDTH, CORE0)
         if DEPTH > 1:
             u = _through(u, here, 0, columns, nothing, WIDTH, SOME, PRECISION)
-            if RELOADS == ALL_RELOADED:
+            if RELOADS:
                 dz1 = difference(high, low, j, i, width, 1 * WIDTH + columns, wanted)
             u = layer_deviation(t, z_of_i, dz1, at1, dc1, u, scales, slopes, parameters, 1, columns, WIDTH, CORE1)
         if DEPTH > 2:
             u = _through(u, here, 1, columns, nothing, WIDTH, SOME, PRECISION)
-            if RELOADS == ALL_RELOADED:
+            if RELOADS:
                 dz2 = difference(high, low, j, i, width, 2 * WIDTH + columns, wanted)
             u = layer_deviation(t, z_of_i, dz2, at2, dc2, u, scales, slopes, parameters, 2, columns, WIDTH, CORE2)
         if DEPTH > 3:
             u = _through(u, here, 2, columns, nothing, WIDTH, SOME, PRECISION)
-            if RELOADS == ALL_RELOADED:
+            if RELOADS:
                 dz3 = difference(high, low, j, i, width, 3 * WIDTH + columns, wanted)
             u = layer_deviation(t, z_of_i, dz3, at3, dc3, u, scales, slopes, parameters, 3, columns, WIDTH, CORE3)
         u = _through(u, here, DEPTH - 1, outputs, nothing, WIDTH, SOME, PRECISION)

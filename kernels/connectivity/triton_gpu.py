@@ -120,7 +120,7 @@ def _fill_wide(problem: Problem, out: Tensor, progress: Progress) -> None:
     assert problem.chain is not None
     chain, pairs, device = problem.chain, problem.pairs, out.device
     widest = max([len(chain.y), *(len(layer.z) for layer in chain.layers)])
-    chunk = max(64, _SCRATCH_BYTES // (4 * (problem.m - 2) * widest))
+    chunk = max(1, _SCRATCH_BYTES // (4 * (problem.m - 2) * widest))
     y, y_rest = _in_two(chain.y, device)
     noise = torch.from_numpy(chain.rounding_noise(np.float32)).float().to(device)
     layers = [_WideLayer.of(layer, device) for layer in chain.layers]

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from lmn.kernels.activations import CORES
 from lmn.kernels.connectivity.pairs import Pairs
-from lmn.kernels.connectivity.triton_fused import ALL_RELOADED, KEPT, OFFSETS_RELOADED, fused_connectivity
+from lmn.kernels.connectivity.triton_fused import fused_connectivity
 from lmn.kernels.connectivity.triton_wide import activations, sums
 from lmn.kernels.triton_cases import Case, empty
 from lmn.kernels.triton_checks import Arrays, check_cores, require, single, sizes_of
 from lmn.kernels.triton_host import AT_ONCE, LEAST, MOST_DEPTH, MOST_WIDTH, check_layers, names, numbered
-from lmn.kernels.triton_targets import IS_TRITON_3_2, VERSION, Target
+from lmn.kernels.triton_targets import IS_TRITON_3_2, Target
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 PAIRS = 16  # of a fused tile: the rows of one instruction of the matrix unit
@@ -33,11 +33,6 @@ def _is_small(given: dict[str, Any], _target: Target) -> bool:
 def _fits_whole(given: dict[str, Any], _target: Target) -> bool:
     """Older Tritons use more registers."""
     return given["WIDTH"] <= AT_ONCE or (given["DEPTH"] == 1 and (given["OUTPUTS"] <= AT_ONCE or not IS_TRITON_3_2))
-
-
-def _fits_whole_with_reloads(given: dict[str, Any], target: Target) -> bool:
-    is_small = given["WIDTH"] > AT_ONCE and given["DEPTH"] == 2 and given["OUTPUTS"] < AT_ONCE
-    return is_small and target.backend != "hip" and VERSION >= (3, 5)
 
 
 def _fits_in_parts(given: dict[str, Any], _target: Target) -> bool:
@@ -83,11 +78,10 @@ def _check_pairs(given: dict[str, Any]) -> None:
 
 
 _TUNED = Tuned(fused_connectivity, _NARROW_KEY, (
-    Choice({"RELOADS": KEPT.value, "SOME": MOST_WIDTH}, 4, roomy=True, fits=_is_small),
-    Choice({"RELOADS": KEPT.value, "SOME": MOST_WIDTH}, 8, roomy=True, fits=_fits_whole),
-    Choice({"RELOADS": OFFSETS_RELOADED.value, "SOME": MOST_WIDTH}, 8, roomy=True, fits=_fits_whole_with_reloads),
-    Choice({"RELOADS": KEPT.value, "SOME": AT_ONCE}, 8, roomy=True, fits=_fits_in_parts),
-    Choice({"RELOADS": ALL_RELOADED.value, "SOME": AT_ONCE}, 8, roomy=True, fits=_fits_in_parts_with_reloads),
+    Choice({"RELOADS": False, "SOME": MOST_WIDTH}, 4, roomy=True, fits=_is_small),
+    Choice({"RELOADS": False, "SOME": MOST_WIDTH}, 8, roomy=True, fits=_fits_whole),
+    Choice({"RELOADS": False, "SOME": AT_ONCE}, 8, roomy=True, fits=_fits_in_parts),
+    Choice({"RELOADS": True, "SOME": AT_ONCE}, 8, roomy=True, fits=_fits_in_parts_with_reloads),
 ), _narrow_arrays)  # fmt: skip
 # In place: not to be run again.
 _DEVIATIONS = Tuned(activations, (), (Choice({"PAIRS": 32, "UNITS": 64}, 4, 2),), _deviations_arrays)
@@ -242,10 +236,9 @@ class Fused:
     outputs: int
 
     @property
-    def in_parts(self) -> bool:
-        """Whether products don't fit the registers at once, on NVIDIA."""
-        given = {"DEPTH": self.depth, "WIDTH": self.width, "OUTPUTS": self.outputs}
-        return all(choice.tile["SOME"] < self.width for choice in _TUNED.fitting(given, Target("cuda")))
+    def choices(self) -> tuple[Choice, ...]:
+        """On NVIDIA."""
+        return _TUNED.fitting({"DEPTH": self.depth, "WIDTH": self.width, "OUTPUTS": self.outputs}, Target("cuda"))
 
 
 def fused_for(units: list[int], n_out: int) -> Fused | None:

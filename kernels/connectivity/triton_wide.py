@@ -6,7 +6,7 @@ map's by a product in blocks, and at the end three sums over the steps give r².
 
 Why not in one kernel that streams the weights: its tiles are of 16 pairs, as more have no place beside what a layer's pairs
 keep in registers, and each takes all weights at each step: of three layers of 256 units and 768 samples 199 GB from the second
-cache, as the first ones hold no layer. By the model of triton_work.py that takes 67 ms on an H100, and a layer at a time 50 ms,
+cache, as the first ones hold no layer. By the model of triton_work.py that takes 64 ms on an H100, and a layer at a time 44 ms,
 with 58 GB through memory and 57 from the second cache.
 """
 
@@ -29,7 +29,7 @@ def _rows_of(high, low, points, width, columns, mask):
 @triton.jit
 def _numbers(first_pair, pairs, n_pairs):
     """Of the pairs of a tile, int64; past the last one, of the first."""
-    return first_pair + tl.where(pairs < n_pairs, pairs, 0).to(tl.int64)
+    return first_pair + tl.where(pairs < n_pairs, pairs, 0)
 
 
 @triton.jit(do_not_specialize=["first_pair", "n_pairs", "n_points", "n_rows", "m"])
@@ -57,7 +57,7 @@ def activations(
 
     Of the pairs from first_pair on. z are (n_points, n_units) in two floats.
     """
-    pairs = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    pairs = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     units = tl.program_id(1) * UNITS + tl.arange(0, UNITS)
     mask = (pairs < n_pairs)[:, None] & (units < n_units)[None, :]
     i, j = samples_of(_numbers(first_pair, pairs, n_pairs), n_points.to(tl.int64), n_rows, ALL)
@@ -68,7 +68,7 @@ def activations(
     dcore = core(z + dz, p0, p1, CORE) - at_i
     scale = tl.load(scales + units, mask=units < n_units, other=0.0)[None, :]
     slope = tl.load(slopes + units, mask=units < n_units, other=0.0)[None, :]
-    here = u + pairs.to(tl.int64)[:, None] * n_units + units[None, :]
+    here = u + pairs[:, None] * n_units + units[None, :]
     for step in range(1, m - 1):
         t = step * 1.0 / (m - 1)
         shift = tl.zeros((PAIRS, UNITS), tl.float32)
@@ -99,7 +99,7 @@ def sums(
     OUTS: tl.constexpr,
 ):
     """r² of pairs from the deviations of their outputs, (m - 2, n_pairs, n_out), to both places of ``out``."""
-    pairs = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    pairs = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     present = pairs < n_pairs
     i, j = samples_of(_numbers(first_pair, pairs, n_pairs), n_points.to(tl.int64), n_rows, ALL)
     unexplained = tl.zeros((PAIRS,), tl.float32)
@@ -110,7 +110,7 @@ def sums(
         s1 = tl.zeros((PAIRS, OUTS), tl.float32)
         s2 = tl.zeros((PAIRS, OUTS), tl.float32)
         s3 = tl.zeros((PAIRS, OUTS), tl.float32)
-        here = u + pairs.to(tl.int64)[:, None] * n_out + outs[None, :]
+        here = u + pairs[:, None] * n_out + outs[None, :]
         for step in range(1, m - 1):
             t = step * 1.0 / (m - 1)
             at = tl.load(here, mask=mask, other=0.0)

@@ -2,7 +2,7 @@
 
 A row of a Jacobian is taken for all points of the tile at once; or, where the inner products of rows are wanted, all rows of
 one point after the other. Either way a tile of 16 rows, or as many as a point has, goes through the chain's matrices, which
-come from the cache, and is multiplied by slopes in between.
+come from the cache, and is multiplied by slopes in between. Of few points these rounds are shared out among programs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from lmn.kernels.triton_chain import first_map, product, slopes_of, some_columns
+from lmn.kernels.triton_dot import dot_added
 
 STORED, GRAM = tl.constexpr(0), tl.constexpr(1)
 
@@ -32,6 +33,14 @@ def _swept(rows, s1, s2, s3, matrices, columns, nothing, DEPTH: tl.constexpr, WI
 def _of_point(slopes, which, POINTS: tl.constexpr):
     """One point's slopes, (1, WIDTH)."""
     return tl.sum(tl.where((tl.arange(0, POINTS) == which)[:, None], slopes, 0.0), axis=0)[None, :]
+
+
+@triton.jit
+def _share(rounds):
+    """The rounds of this program, among those of the same points: from one to before another."""
+    which, programs = tl.program_id(1), tl.num_programs(1)
+    each = tl.cdiv(rounds, programs)
+    return which * each, tl.minimum((which + 1) * each, rounds)
 
 
 @triton.jit(do_not_specialize=["n_points", "n_in", "n_rows", "n_columns"])
@@ -94,7 +103,8 @@ def fused_jacobians(
     if MODE == STORED:
         of_point = out + points[:, None] * n_rows * n_columns
         row_stride, column_stride = n_columns if REVERSE else 1, 1 if REVERSE else n_rows
-        for row in range(n_rows):
+        first_row, end_row = _share(n_rows)
+        for row in range(first_row, end_row):
             here = matrices + row * nothing
             rows = tl.load(start + row * WIDTH + columns)[None, :] * s0
             rows = _swept(rows, s1, s2, s3, here, columns, nothing, DEPTH, WIDTH, SOME, PRECISION)
@@ -112,7 +122,8 @@ def fused_jacobians(
         PARTS: tl.constexpr = (WIDTH + SOME - 1) // SOME
         square = (row < n_rows)[:, None] & (row < n_rows)[None, :]
         first_point = tl.program_id(0).to(tl.int64) * POINTS
-        for which in range(tl.minimum(POINTS, n_points - first_point)):
+        first_which, end_which = _share(tl.minimum(POINTS, n_points - first_point).to(tl.int32))
+        for which in range(first_which, end_which):
             here = matrices + which * nothing
             begins = start + which * nothing + row[:, None] * WIDTH + columns[None, :]
             rows = tl.load(begins, mask=(row < n_rows)[:, None], other=0.0) * _of_point(s0, which, POINTS)
@@ -123,11 +134,11 @@ def fused_jacobians(
                 for begin in range(0, n_columns, COLUMNS):
                     at = begin + tl.arange(0, COLUMNS)
                     values = product(rows, end, n_columns, at, (at < n_columns)[None, :], nothing, WIDTH, SOME, PRECISION)
-                    gram = tl.dot(values, tl.trans(values), gram, input_precision=PRECISION)
+                    gram = dot_added(gram, values, tl.trans(values), PRECISION)
             else:
                 # Once, in a loop: beside the other products all of them would be shared out to warps as this square one is.
                 for part in range(nothing, PARTS):
                     some = rows if PARTS == 1 else some_columns(rows, part, WIDTH, SOME)
-                    gram = tl.dot(some, tl.trans(some), gram, input_precision=PRECISION)
+                    gram = dot_added(gram, some, tl.trans(some), PRECISION)
             place = out + (first_point + which) * n_rows * n_rows + row[:, None] * n_rows + row[None, :]
             tl.store(place, gram, mask=square)

@@ -17,7 +17,7 @@ from lmn.kernels.jacobians.torch_eager import TailMaps
 from lmn.kernels.jacobians.triton_ops import MOST_NARROW_ROWS, MOST_ROWS, narrow_maps, wide_grams
 from lmn.kernels.triton_host import AT_ONCE, MOST_DEPTH, NarrowChain, on, wide_layers
 
-_SCRATCH_BYTES = 1 << 26  # of the rows between two products of a wide chain
+_SCRATCH_BYTES = 1 << 27  # of the rows between two products of a wide chain
 
 
 def jacobians(problem: Problem) -> TritonMaps:

@@ -20,22 +20,24 @@ from lmn.kernels.triton_host import (
     AT_ONCE,
     LEAST,
     MOST_DEPTH,
-    MOST_WEIGHTS,
     MOST_WIDTH,
     at_once,
+    check_entries,
     check_layers,
     first_arrays,
     forward_arrays,
     names,
     numbered,
 )
-from lmn.kernels.triton_targets import Target
+from lmn.kernels.triton_product_ops import is_even
+from lmn.kernels.triton_targets import Target, multiprocessors
 from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, COLUMNS = 16, 32
 POINTS = 16  # of a tile: the rows of one instruction of the matrix unit
 MOST_ROWS = 64  # of a point, whose inner products are made in one kernel with the last product
 MOST_NARROW_ROWS = 32  # and in one kernel for all of a narrow chain
+_SHARED_BY = 2  # programs a multiprocessor
 _KEY = ("REVERSE", "ENDS", "MODE", "DEPTH", "WIDTH", "ROWS", *names("CORE"), "n_in", "n_columns")
 
 
@@ -65,13 +67,13 @@ def _arrays(given: dict[str, Any]) -> Arrays:
         require(n_rows <= MOST_NARROW_ROWS, f"inner products of up to {MOST_NARROW_ROWS} rows a point; got {n_rows}.")
         out: tuple[int, ...] = (n_points, n_rows, n_rows)
     else:
-        require(
-            n_rows * n_columns <= MOST_WEIGHTS, f"places in a Jacobian are counted with 32 bits; got {n_rows} x {n_columns}."
-        )
+        check_entries(n_rows, n_columns)
         out = (n_points, n_rows, n_columns) if given["REVERSE"] else (n_points, n_columns, n_rows)
+    check_entries(n_rows, width)
     arrays = forward_arrays(given) | first_arrays(given)
     arrays |= single(start=(n_rows, width), matrices=arrays["weights"][1], out=out)
     if given["ENDS"]:
+        check_entries(width, n_columns)
         return arrays | single(end=(width, n_columns))
     require(n_columns <= width, f"{n_columns} columns of a last layer of {width} units.")
     return arrays
@@ -109,8 +111,9 @@ def narrow_maps(
     of_layer = scales.shape[-1] if grams else out_shape[2 if reverse else 1]  # of inner products it does not matter
     n_columns = of_layer if end is None else sizes_of("end", end, 2)[1]
     depth, width = check_layers(scales, cores)
+    tiles = triton.cdiv(n_points, POINTS)
     _TUNED.launch(
-        (triton.cdiv(n_points, POINTS),),
+        (tiles, shares(tiles, POINTS if grams else n_rows, multiprocessors(x.device))),
         x=x,
         first=first,
         first_bias=first_bias,
@@ -142,6 +145,12 @@ def narrow_maps(
     )
 
 
+def shares(tiles: int, rounds: int, processors: int) -> int:
+    """Among how many programs a tile's rounds are shared out: each goes through the chain anew, which costs nothing while there
+    are multiprocessors without a program."""
+    return max(1, min(rounds, _SHARED_BY * processors // max(1, tiles)))
+
+
 def _wide_arrays(given: dict[str, Any]) -> Arrays:
     n_rows, a_point, n_in, n_out = (given[name] for name in ("n_rows", "rows_a_point", "n_in", "n_out"))
     arrays = single(a=(n_rows, n_in), weights=(n_in, n_out), out=(n_rows, a_point))
@@ -153,8 +162,9 @@ def _fits_32_rows(given: dict[str, Any], _target: Target) -> bool:
 
 
 _WIDE = Tuned(gram_products, ("SLOPED", "n_in", "n_out", "rows_a_point"), (
-    Choice({"ROWS": MOST_ROWS, "OUTS": 32}, 8, 2, roomy=True),
-    Choice({"ROWS": 32, "OUTS": 32}, 4, 2, roomy=True, fits=_fits_32_rows),
+    Choice({"ROWS": MOST_ROWS, "INS": 32, "OUTS": 32}, 4, 2, roomy=True, fits=is_even),
+    Choice({"ROWS": 32, "INS": 32, "OUTS": 32}, 4, 2, roomy=True, fits=_fits_32_rows),
+    Choice({"ROWS": MOST_ROWS, "INS": 16, "OUTS": 32}, 8, 2, roomy=True),
 ), _wide_arrays)  # fmt: skip
 
 
@@ -181,7 +191,6 @@ def wide_grams(
         n_out=n_out,
         rows_a_point=a_point,
         SLOPED=slopes is not None,
-        INS=32,
         precision=precision,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lmn.kernels.triton_dot import dot_added
 from lmn.kernels.triton_products import product_tile, times_slopes
 
 
@@ -41,7 +42,7 @@ def gram_products(
         if SLOPED:
             mask = present[:, None] & (outs < n_out)[None, :]
             values = times_slopes(values, slopes, rows, rows_a_point, outs, n_out, mask)
-        total = tl.dot(values, tl.trans(values), total, input_precision=PRECISION)
+        total = dot_added(total, values, tl.trans(values), PRECISION)
     of_one = (local // rows_a_point)[:, None] == (local // rows_a_point)[None, :]
     place = out + rows[:, None] * rows_a_point + (local % rows_a_point)[None, :]
     tl.store(place, total, mask=present[:, None] & present[None, :] & of_one)

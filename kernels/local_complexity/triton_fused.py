@@ -1,7 +1,7 @@
 """The Triton kernel of local complexity of narrow chains: all vertices around a sample go forward, a tile at a time.
 
-A sample goes through the first affine map once, and its vertices are the same steps from there as everybody's. All that is
-kept of a layer is the least and the greatest pre-activation of each unit.
+A sample has gone through the first affine map, and its vertices are the same steps from there as everybody's. All that is kept
+of a layer is the least and the greatest pre-activation of each unit.
 """
 
 from __future__ import annotations
@@ -40,22 +40,9 @@ def counted(least, most, breakpoints, present, BREAKPOINTS: tl.constexpr):
     return tl.where(tl.max(tl.where(present, most, 0.0), axis=0) == float("inf"), -1, count)
 
 
-@triton.jit
-def _at_sample(x, first, bias, sample, n_in, columns, WIDTH: tl.constexpr, INS: tl.constexpr):
-    """The first pre-activations of one sample, (WIDTH,)."""
-    z = tl.zeros((INS, WIDTH), tl.float32)
-    for begin in range(0, n_in, INS):
-        ins = begin + tl.arange(0, INS)
-        value = tl.load(x + sample * n_in + ins, mask=ins < n_in, other=0.0)
-        z += value[:, None] * tl.load(first + ins[:, None] * WIDTH + columns[None, :], mask=(ins < n_in)[:, None], other=0.0)
-    return tl.sum(z, axis=0) + tl.load(bias + columns)
-
-
-@triton.jit(do_not_specialize=["n_in", "n_directions", "units0", "units1", "units2", "units3"])
+@triton.jit(do_not_specialize=["n_directions", "units0", "units1", "units2", "units3"])
 def fused_local_complexity(
-    x,
-    first,
-    first_bias,
+    at_samples,
     steps,
     weights,
     biases,
@@ -64,7 +51,6 @@ def fused_local_complexity(
     parameters,
     breakpoints,
     counts,
-    n_in,
     n_directions,
     units0,
     units1,
@@ -74,7 +60,6 @@ def fused_local_complexity(
     DEPTH: tl.constexpr,
     WIDTH: tl.constexpr,
     VERTICES: tl.constexpr,
-    INS: tl.constexpr,
     CORE0: tl.constexpr,
     CORE1: tl.constexpr,
     CORE2: tl.constexpr,
@@ -84,15 +69,15 @@ def fused_local_complexity(
     BREAKPOINTS3: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """How many units of each layer are counted at sample x[program 0] of (n_points, n_in): counts, (n_points, DEPTH), int32.
+    """How many units of each layer are counted at sample program 0: counts, (n_points, DEPTH), int32.
 
-    steps, (n_directions, WIDTH), are from first pre-activations to those of half of the vertices; ``nothing`` is 0, which keeps
-    weights from being loaded before the loop, all at once.
+    at_samples, (n_points, WIDTH), are first pre-activations, and steps, (n_directions, WIDTH), lead from there to those of half
+    of the vertices; ``nothing`` is 0, which keeps weights from being loaded before the loop, all at once.
     """
     sample = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, WIDTH)
     everywhere = columns < WIDTH
-    at_sample = _at_sample(x, first, first_bias, sample, n_in, columns, WIDTH, INS)
+    at_sample = tl.load(at_samples + sample * WIDTH + columns)
     infinity = tl.full((WIDTH,), float("inf"), tl.float32)
     least0, most0 = infinity, -infinity
     least1, most1 = infinity, -infinity

@@ -17,8 +17,8 @@ from lmn.kernels.local_complexity.problem import Found, Layer, Problem
 from lmn.kernels.local_complexity.triton_ops import UNITS, layer_counts, narrow_counts
 from lmn.kernels.triton_host import NarrowChain, on, wide_layers
 
-_SAMPLE_BYTES = 1 << 26  # of the samples of a call
-_SCRATCH_BYTES = 1 << 26  # of the vertices' activations between two layers of a wide chain
+_SAMPLE_BYTES = 1 << 28  # of the samples of a call
+_SCRATCH_BYTES = 1 << 27  # of the vertices' activations between two layers of a wide chain
 
 
 def local_complexity(problem: Problem) -> Found:
@@ -36,6 +36,13 @@ def _neighbourhoods(problem: Problem, chain: Chain) -> _Narrow | _Wide:
     narrow = NarrowChain.of(chain, problem.device)
     shifts = problem.steps.numpy() @ chain.first_map[0].T
     return _Wide(chain, bends, shifts, problem.device) if narrow is None else _Narrow(narrow, bends, shifts)
+
+
+def _first_map(samples: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+    """The pre-activations of the first layer, (n, units), of samples (n, n_in)."""
+    z = torch.empty(len(samples), len(bias), dtype=torch.float32, device=samples.device)
+    products.plain(samples, weights, z, counted=True)
+    return z.add_(bias)
 
 
 def _bends(chain: Chain, layers: tuple[Layer, ...]) -> list[np.ndarray]:
@@ -59,7 +66,7 @@ class _Narrow:
 
     @property
     def most(self) -> int:
-        return max(1, _SAMPLE_BYTES // (4 * self.narrow.chain.n_in))
+        return max(1, _SAMPLE_BYTES // (4 * max(self.narrow.chain.n_in, self.narrow.width)))
 
     @cached_property
     def _tables(self) -> dict[str, Any]:
@@ -70,9 +77,8 @@ class _Narrow:
         """(n, n_in) to (n, n_layers)."""
         narrow = self.narrow
         counts = torch.empty(len(samples), narrow.depth, dtype=torch.int32, device=narrow.device)
-        narrow_counts(
-            samples, narrow.first, narrow.first_bias, **narrow.forward, **self._tables, cores=narrow.cores, counts=counts
-        )
+        at_samples = _first_map(samples, narrow.first, narrow.first_bias)
+        narrow_counts(at_samples, **narrow.forward, **self._tables, cores=narrow.cores, counts=counts)
         counted = [number for number, at in enumerate(self.bends) if len(at)]
         return counts if len(counted) == narrow.depth else counts[:, counted]
 
@@ -105,10 +111,7 @@ class _Wide:
     def counts(self, samples: Tensor) -> Tensor:
         """(n, n_in) to (n, n_layers)."""
         n, counts = len(samples), list[Tensor]()
-        first = self._layers[0]
-        at_samples = torch.empty(n, len(first["bias"]), dtype=torch.float32, device=self.device)
-        products.plain(samples, first["weights"], at_samples)
-        at_samples += first["bias"]
+        at_samples = _first_map(samples, self._layers[0]["weights"], self._layers[0]["bias"])
         u = None
         for number, arrays in enumerate(self._layers):
             n_units = len(arrays["bias"])

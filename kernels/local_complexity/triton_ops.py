@@ -26,7 +26,6 @@ from lmn.kernels.triton_host import (
     check_bends,
     check_breakpoints,
     check_layers,
-    first_arrays,
     forward_arrays,
     names,
     numbered,
@@ -34,14 +33,13 @@ from lmn.kernels.triton_host import (
 from lmn.kernels.triton_targets import Target
 from lmn.kernels.triton_tuned import Choice, Tuned
 
-INS, UNITS = 16, 64
+UNITS = 64
 
 
 def _narrow_arrays(given: dict[str, Any]) -> Arrays:
-    n, depth, width = len(given["x"]), given["DEPTH"], given["WIDTH"]
-    arrays = forward_arrays(given) | first_arrays(given | {"n_points": n})
-    arrays |= single(steps=(given["n_directions"], width), breakpoints=(depth, MOST_BREAKPOINTS))
-    return arrays | of_type(torch.int32, counts=(n, depth))
+    n, depth, width = len(given["counts"]), given["DEPTH"], given["WIDTH"]
+    arrays = single(at_samples=(n, width), steps=(given["n_directions"], width), breakpoints=(depth, MOST_BREAKPOINTS))
+    return forward_arrays(given) | arrays | of_type(torch.int32, counts=(n, depth))
 
 
 def _layer_arrays(given: dict[str, Any]) -> Arrays:
@@ -63,12 +61,12 @@ def _fits_more_vertices(given: dict[str, Any], target: Target) -> bool:
     return target.backend == "cuda" and bool(given["WIDTH"] == AT_ONCE)
 
 
-_KEY = ("DEPTH", "WIDTH", *names("CORE", MOST_DEPTH - 1), *names("BREAKPOINTS"), "n_in", "n_directions")
+_KEY = ("DEPTH", "WIDTH", *names("CORE", MOST_DEPTH - 1), *names("BREAKPOINTS"), "n_directions")
 _NARROW = Tuned(fused_local_complexity, _KEY, (
-    Choice({"VERTICES": 16}, 8, roomy=True),
-    Choice({"VERTICES": 16}, 4, roomy=True, fits=at_once),
     Choice({"VERTICES": 32}, 8, roomy=True, fits=_fits_more_vertices),
-), _narrow_arrays)  # fmt: skip
+    Choice({"VERTICES": 16}, 4, roomy=True, fits=at_once),
+    Choice({"VERTICES": 16}, 8, roomy=True),
+), _narrow_arrays, is_timed=False)  # fmt: skip
 
 
 def _is_no_column(given: dict[str, Any], target: Target) -> bool:
@@ -78,14 +76,12 @@ def _is_no_column(given: dict[str, Any], target: Target) -> bool:
 
 _LAYER = Tuned(layer_of_local_complexity, ("FIRST", "LAST", "CORE", "BREAKPOINTS", "n_in", "n_units", "n_directions"), (
     Choice({"VERTICES": 32}, 8, 2, roomy=True, fits=_is_no_column), Choice({"VERTICES": 16}, 8, 2, roomy=True)
-), _layer_arrays)  # fmt: skip
+), _layer_arrays, is_timed=False)  # fmt: skip
 
 
 @torch.library.custom_op("lmn::local_complexity", mutates_args={"counts"})
 def narrow_counts(
-    x: Tensor,
-    first: Tensor,
-    first_bias: Tensor,
+    at_samples: Tensor,
     weights: Tensor,
     biases: Tensor,
     scales: Tensor,
@@ -99,15 +95,13 @@ def narrow_counts(
     counts: Tensor,
     precision: str = "",
 ) -> None:
-    """Counts at x, (n, n_in), to counts, (n, depth), int32: see ``fused_local_complexity``, of which these are the arrays."""
-    (n_points, n_in), (n_directions, _) = sizes_of("x", x, 2), sizes_of("steps", steps, 2)
+    """Counts at samples to counts, (n, depth), int32: see ``fused_local_complexity``, of which these are the arrays."""
+    (n_points, _), (n_directions, _) = sizes_of("counts", counts, 2), sizes_of("steps", steps, 2)
     depth, width = check_layers(scales, cores)
     check_bends(n_units, n_breakpoints, depth, width)
     _NARROW.launch(
         (n_points,),
-        x=x,
-        first=first,
-        first_bias=first_bias,
+        at_samples=at_samples,
         weights=weights,
         biases=biases,
         scales=scales,
@@ -116,12 +110,10 @@ def narrow_counts(
         steps=steps,
         breakpoints=breakpoints,
         counts=counts,
-        n_in=n_in,
         n_directions=n_directions,
         nothing=0,
         DEPTH=depth,
         WIDTH=width,
-        INS=INS,
         **numbered("CORE", cores, MOST_DEPTH - 1),
         **numbered("units", n_units),
         **numbered("BREAKPOINTS", n_breakpoints),
@@ -199,9 +191,9 @@ def cases(thorough: bool) -> Iterator[Case]:
 
 
 def _narrow_case(depth: int, width: int, core: int) -> None:
-    n, n_in = 4096, 64
+    n = 4096
     narrow_counts(
-        empty(n, n_in), empty(n_in, width), empty(width), **forward(depth, width), steps=empty(25, width),
+        empty(n, width), **forward(depth, width), steps=empty(25, width),
         breakpoints=empty(depth, MOST_BREAKPOINTS), n_units=[width] * depth, n_breakpoints=[1] * depth, cores=[core] * depth,
         counts=empty(n, depth, dtype=torch.int32),
     )  # fmt: skip

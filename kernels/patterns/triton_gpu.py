@@ -23,7 +23,7 @@ from lmn.kernels.program import Step
 from lmn.kernels.triton_host import NarrowChain, on, wide_layers
 
 _POINTS_A_CALL = 1 << 18
-_SAMPLE_BYTES = 1 << 26  # of the samples of a call
+_SAMPLE_BYTES = 1 << 28  # of the samples of a call
 _LOW = 1 << 12  # of a coordinate's two parts, the lower's values
 
 

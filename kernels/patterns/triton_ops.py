@@ -28,7 +28,6 @@ from lmn.kernels.triton_host import (
     check_layers,
     first_arrays,
     forward_arrays,
-    in_parts,
     names,
     numbered,
 )
@@ -94,13 +93,12 @@ def _fits_32_rows(given: dict[str, Any], target: Target) -> bool:
     return given["WIDTH"] == AT_ONCE and target.backend == "cuda" and not given["EDGES"]
 
 
-# Weights are loaded once a tile: the more of its rows, the fewer instructions; of 16, a small launch makes more programs.
+# Weights are loaded once a tile: the more of its rows, the fewer instructions.
 _NARROW = Tuned(fused_patterns, _KEY, (
-    Choice({"POINTS": 16, "SOME": AT_ONCE}, 8, roomy=True),
     Choice({"POINTS": 64, "SOME": AT_ONCE}, 4, roomy=True, fits=_fits_64_rows),
     Choice({"POINTS": 32, "SOME": AT_ONCE}, 4, roomy=True, fits=_fits_32_rows),
-    Choice({"POINTS": 16, "SOME": 32}, 4, roomy=True, fits=in_parts),
-), _narrow_arrays)  # fmt: skip
+    Choice({"POINTS": 16, "SOME": AT_ONCE}, 8, roomy=True),
+), _narrow_arrays, is_timed=False)  # fmt: skip
 
 
 def _fits_128_rows(given: dict[str, Any], target: Target) -> bool:
@@ -110,7 +108,7 @@ def _fits_128_rows(given: dict[str, Any], target: Target) -> bool:
 
 _LAYER = Tuned(layer_of_patterns, ("EDGES", "LAST", "CORE", "BREAKPOINTS", "n_in", "n_units"), (
     Choice({"ROWS": 128}, 8, 2, roomy=True, fits=_fits_128_rows), Choice({"ROWS": 32}, 8, 2, roomy=True)
-), _layer_arrays)  # fmt: skip
+), _layer_arrays, is_timed=False)  # fmt: skip
 _PACK = Tuned(pack, (), (Choice({}, 4),), _pack_arrays)
 _HASH = Tuned(hashed, (), (Choice({}, 2),), _hash_arrays)
 
@@ -266,7 +264,7 @@ def cases(thorough: bool) -> Iterator[Case]:
             for points in where:  # of a grid, those on edges are not told apart by its arithmetic
                 for edges, width, n_in in itertools.product((False, True), (MOST_WIDTH, AT_ONCE, LEAST), (64, 2, 1)):
                     of_grid = points != "samples" and not edges and n_in == 64
-                    if of_grid or (points == "samples" and (thorough or (edges and 64 in (width, n_in)))):
+                    if of_grid or (points == "samples" and (thorough or n_in == 64 or (edges and width == AT_ONCE))):
                         of = f"{points} of {n_in}" if points == "samples" else points
                         label = f"{depth} x {width} {core}, {of}{', edges' if edges else ''}"
                         yield Case("patterns", label, partial(_narrow_case, depth, width, core, n_in, points, edges))
