@@ -10,10 +10,12 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 
 from test_callback import OPTIONS, built, data
 from torch.nn import functional
+from tqdm import tqdm
 
 import lmn
 from lmn import journal
@@ -21,6 +23,7 @@ from lmn import journal
 
 def run(path: str, asynchronous: bool, step: int, told: int) -> None:
     """Train on from a step, measure each, and tell of each step and how many measurements there are."""
+    tqdm.set_lock(threading.RLock())  # its own is all processes': one that is killed with it would stop those after it
     model, optimizer = built()
     x, y = data()
     callback = lmn.Callback(x, every=1, path=path, asynchronous=asynchronous, **OPTIONS).attach(model, optimizer, step=step)
