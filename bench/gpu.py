@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.conftest import RATIOS
 from lmn.kernels.triton_targets import target_of
-from lmn.kernels.triton_work import TILES, Rates, Work
+from lmn.kernels.triton_work import RATES, Rates, Work
 
 MEASURED: dict[tuple[str, str], float] = {}  # seconds by case and implementation
 
@@ -49,11 +50,12 @@ def rates_of(device: torch.device, *, smoke: bool) -> Rates:
         )
     lanes, matrix = rate["highest"] / (2 if is_nvidia else 4), rate["high" if is_nvidia else "highest"]
     of_tiles = matrix / 2 if target.takes_64_rows else matrix
-    of_64_lanes = is_nvidia and device.type == "cuda" and torch.cuda.get_device_capability(device) == (8, 0)
-    tiles = TILES[target.takes_64_rows or not is_nvidia]
-    return Rates(
-        "measured", matrix, of_tiles, 3 if is_nvidia else 1, lanes, memory, (1 + of_64_lanes) * lanes, second_cache,
-        1 << (17 if is_nvidia else 15), *tiles,
+    of_64_lanes = is_nvidia and torch.cuda.get_device_capability(device) == (8, 0)
+    a100, h100, mi300x = RATES
+    like = mi300x if not is_nvidia else h100 if target.takes_64_rows else a100
+    return replace(
+        like, name="measured", matrix=matrix, of_tiles=of_tiles, instructions=lanes, memory=memory,
+        cache=(1 + of_64_lanes) * lanes, second_cache=second_cache,
     )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ void activate_only(const SlopeLayer<T>& layer, T* z, T*) {
     for (int64_t c = 0; c < layer.units; ++c) {
         const T scale = layer.scale[c], slope = layer.slope[c];
         for (int64_t at = c * kTile<T>; at < (c + 1) * kTile<T>; at += kLanes<T>) {
-            const Vec<T> x = bounded<T>(load(z + at));
+            const Vec<T> x = load(z + at);
             store(z + at, scale * Core<T>::at(x, p) + slope * x);
         }
     }

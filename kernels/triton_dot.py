@@ -19,8 +19,8 @@ def dot(a, b, PRECISION: tl.constexpr):
     """a times b, float32, by ``PRECISION``: "ieee", "tf32x3" or "tf32".
 
     tf32x3 is the sum of the three larger of four products of halves, the smaller first (Ootomo, Yokota 2022): 21 bits or more.
-    Triton's own takes NaN and infinity apart as well, and makes sure of it at each number: two to three times the instructions.
-    Here infinity comes to NaN, which nobody multiplies who is to be told anything but that.
+    Triton's own keeps infinity as it is, for which kernels take 1.2 to 1.6 times as many instructions on sm_80 and sm_90. Here
+    it comes to NaN: activations are finite, and what else is multiplied and is not is told of as NaN is.
     """
     if PRECISION == "tf32x3":
         a_high, a_low = _in_two(a)

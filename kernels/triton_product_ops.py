@@ -70,7 +70,7 @@ _PLAIN = Tuned(products, _KEY, (
     Choice({"ROWS": 128, "INS": 32, "OUTS": 128}, 8, 2, roomy=True, fits=_fits_128_columns),
     Choice({"ROWS": 64, "INS": 32, "OUTS": 128}, 8, 2, roomy=True, fits=_fits_128_columns_of_64_rows),
 ), _arrays)  # fmt: skip
-_OF_WHAT_IS_COUNTED = replace(_PLAIN, is_timed=False)
+_OF_WHAT_IS_COUNTED = replace(_PLAIN, key=None)
 
 _WITH_SLOPES = Tuned(products, _KEY, (
     Choice({"ROWS": 32, "INS": 32, "OUTS": 64}, 8, 2, roomy=True),

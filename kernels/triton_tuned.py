@@ -75,31 +75,29 @@ class Tuned:
     fits, and Triton's interpreter always does.
 
     Configurations add in other orders, and their last bits differ. Where those decide what is counted, equal points would
-    differ between two launches: there, without ``is_timed``, the first that fits is taken always, and so it is of all kernels
+    differ between two launches: there, without a ``key``, the first that fits is taken always, and so it is of all kernels
     under ``torch.use_deterministic_algorithms``.
 
     Attributes
     ----------
     kernel : triton.JITFunction
-    key : tuple of str
-        Arguments for which the fastest may be another.
+    key : tuple of str, or None
+        Arguments for which the fastest may be another; None where none is timed.
     choices : tuple of Choice
     arrays : callable
         The kernel's arguments by name to what its arrays have to be: those that it reads or writes.
-    is_timed : bool
     """
 
     kernel: Any
-    key: tuple[str, ...]
+    key: tuple[str, ...] | None
     choices: tuple[Choice, ...]
     arrays: Callable[[dict[str, Any]], Arrays]
-    is_timed: bool = True
     _fastest: dict[tuple[Any, ...], Choice] = field(default_factory=dict)
 
     def fitting(self, arguments: dict[str, Any], target: Target) -> tuple[Choice, ...]:
         """Those that may be launched; the first of them if nobody takes the time."""
         found = tuple(choice for choice in self.choices if choice.fits(arguments, target))
-        return found if self.is_timed else found[:1]
+        return found[:1] if self.key is None else found
 
     def launch(self, grid: Grid, precision: str = "", **arguments: Any) -> None:
         """Run the kernel on the device that its tensors are on, unless the grid is empty.
@@ -153,6 +151,7 @@ class Tuned:
         can_time: bool,
     ) -> Choice | None:
         """The fastest for such arguments; None where that is not known and can't be found out by this launch."""
+        assert self.key is not None  # or there would be no choice
         names = [*self.key, *(name for name in ("PRECISION",) if name in self.kernel.arg_names)]
         key = (choices, device, *(arguments[name] for name in names))
         with _timing:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # Instructions of one lane in what Triton 3.7 makes of the narrow kernels, whose few rows all warps share, for sm_90; for sm_80
 # they are as many. Of a value through its activation to the matrix unit, in 4 warps; of one that goes there in 8, and of one
 # that is loaded again at each step; of a weight that is taken apart; of a value that only goes to the matrix unit; of one of a
-# vertex, through its activation, with the least and the greatest; of a sign with its share of a hash, and of an axis of a grid;
-# of an output that is summed up.
+# vertex, through its activation, with the least and the greatest; of one through its activation with its sign and that one's
+# share of a hash, and of an axis of a grid; of an output that is summed up.
 _CORE, _OF_8_WARPS, _RELOADED, _WEIGHT, _OPERAND, _VERTEX = 34.0, 9.0, 11.0, 4.6, 15.0, 30.0
 _BITS, _AXIS, _SUM = 26.0, 24.0, 9.0
 _IN_PARTS = 1.2  # as many instructions, where a product does not fit the registers at once
@@ -93,22 +93,17 @@ class Rates:
         )
 
 
+# Few rows, 64, and large: through registers, and from shared memory (Target.takes_64_rows).
+_THROUGH_REGISTERS = Tile(32, 64, 0.85), Tile(64, 64, 0.52), Tile(64, 128, 0.46)
+_FROM_SHARED = Tile(32, 64, 0.85), Tile(64, 64, 0.28), Tile(128, 128, 0.153)
 # By the vendors' data sheets, dense: multiprocessors x lanes, or x bytes a clock, x the boost clock. Of the second cache by
 # their white papers: A100 5120 bytes a clock, MI300X 2048 of each of 8 dies; of H100's NVIDIA says nothing, taken as A100's.
-_FEW = Tile(32, 64, 0.85)
-TILES = {  # by Target.takes_64_rows: few, rows, large
-    False: (_FEW, Tile(64, 64, 0.52), Tile(64, 128, 0.46)),
-    True: (_FEW, Tile(64, 64, 0.28), Tile(128, 128, 0.153)),
-}
-# Of AMD's first caches, of 32 KiB, each gives a multiprocessor 64 bytes a clock.
 RATES = (
-    Rates(
-        "A100 SXM 80GB", 156e12, 156e12, 3, 108 * 64 * 1.41e9, 2.039e12, 108 * 128 * 1.41e9, 7.2e12, 1 << 17, *TILES[False]
-    ),
-    Rates("H100 SXM", 494.7e12, 247e12, 3, 132 * 128 * 1.98e9, 3.35e12, 132 * 128 * 1.98e9, 7.2e12, 1 << 17, *TILES[True]),
-    Rates(
-        "MI300X", 163.4e12, 163.4e12, 1, 304 * 64 * 2.1e9, 5.3e12, 304 * 64 * 2.1e9, 8 * 2048 * 2.1e9, 1 << 15, *TILES[True]
-    ),
+    Rates("A100 SXM 80GB", 156e12, 156e12, 3, 108 * 64 * 1.41e9, 2.039e12, 108 * 128 * 1.41e9, 7.2e12, 1 << 17,
+          *_THROUGH_REGISTERS),
+    Rates("H100 SXM", 494.7e12, 247e12, 3, 132 * 128 * 1.98e9, 3.35e12, 132 * 128 * 1.98e9, 7.2e12, 1 << 17, *_FROM_SHARED),
+    Rates("MI300X", 163.4e12, 163.4e12, 1, 304 * 64 * 2.1e9, 5.3e12, 304 * 64 * 2.1e9, 8 * 2048 * 2.1e9, 1 << 15,
+          *_FROM_SHARED),
 )  # fmt: skip
 
 
@@ -127,7 +122,7 @@ class Work:
         Of one lane, for all else.
     memory : float
         Bytes.
-    loads : tuple of (int, float)
+    loads : tuple of (float, float)
         Of narrow chains: bytes of weights, and bytes that all programs load of them.
     """
 
@@ -304,7 +299,7 @@ def local_complexity(n: int, widths: tuple[int, ...], n_directions: int = 25) ->
     n_in, *units, _ = widths
     width, vertices = _width(tuple(units)), 2 * n_directions
     case = f"local complexity, {'-'.join(map(str, widths))}, {n:,} samples of {vertices} vertices"
-    first = _product(n, n_in, units[0], tile=_largest_tile(n_in, width or units[0]))
+    first = _product(n, n_in, width or units[0])
     if width is None:
         rows = n * _padded(vertices, 32)
         layers = (

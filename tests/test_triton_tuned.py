@@ -158,7 +158,7 @@ def test_what_was_found_to_be_fastest_is_taken_from_then_on(autotuners: list[Aut
 
 def test_what_is_counted_is_launched_in_the_first_that_fits_always(autotuners: list[Autotuner]) -> None:
     kernel = Kernel()
-    replace(tuned_of(kernel), is_timed=False).launch((4096,), x=torch.zeros(3), n=3)
+    replace(tuned_of(kernel), key=None).launch((4096,), x=torch.zeros(3), n=3)
     assert [arguments["TILE"] for _, arguments in kernel.launches] == [16]
     assert not autotuners
 

@@ -84,8 +84,8 @@ _TUNED = Tuned(fused_connectivity, _NARROW_KEY, (
     Choice({"RELOADS": True, "SOME": AT_ONCE}, 8, roomy=True, fits=_fits_in_parts_with_reloads),
 ), _narrow_arrays)  # fmt: skip
 # In place: not to be run again.
-_DEVIATIONS = Tuned(activations, (), (Choice({"PAIRS": 32, "UNITS": 64}, 4, 2),), _deviations_arrays)
-_SUMS = Tuned(sums, (), (Choice({"PAIRS": 32, "OUTS": 32}, 4, 2, roomy=True),), _sums_arrays)
+_DEVIATIONS = Tuned(activations, None, (Choice({"PAIRS": 32, "UNITS": 64}, 4, 2),), _deviations_arrays)
+_SUMS = Tuned(sums, None, (Choice({"PAIRS": 32, "OUTS": 32}, 4, 2, roomy=True),), _sums_arrays)
 
 
 @torch.library.custom_op("lmn::connectivity", mutates_args={"out"})

@@ -27,7 +27,6 @@ from lmn.kernels.triton_host import (
     check_breakpoints,
     check_layers,
     forward_arrays,
-    names,
     numbered,
 )
 from lmn.kernels.triton_targets import Target
@@ -61,12 +60,11 @@ def _fits_more_vertices(given: dict[str, Any], target: Target) -> bool:
     return target.backend == "cuda" and bool(given["WIDTH"] == AT_ONCE)
 
 
-_KEY = ("DEPTH", "WIDTH", *names("CORE", MOST_DEPTH - 1), *names("BREAKPOINTS"), "n_directions")
-_NARROW = Tuned(fused_local_complexity, _KEY, (
+_NARROW = Tuned(fused_local_complexity, None, (
     Choice({"VERTICES": 32}, 8, roomy=True, fits=_fits_more_vertices),
     Choice({"VERTICES": 16}, 4, roomy=True, fits=at_once),
     Choice({"VERTICES": 16}, 8, roomy=True),
-), _narrow_arrays, is_timed=False)  # fmt: skip
+), _narrow_arrays)  # fmt: skip
 
 
 def _is_no_column(given: dict[str, Any], target: Target) -> bool:
@@ -74,9 +72,9 @@ def _is_no_column(given: dict[str, Any], target: Target) -> bool:
     return target.backend == "cuda" or given["n_in"] > 1
 
 
-_LAYER = Tuned(layer_of_local_complexity, ("FIRST", "LAST", "CORE", "BREAKPOINTS", "n_in", "n_units", "n_directions"), (
+_LAYER = Tuned(layer_of_local_complexity, None, (
     Choice({"VERTICES": 32}, 8, 2, roomy=True, fits=_is_no_column), Choice({"VERTICES": 16}, 8, 2, roomy=True)
-), _layer_arrays, is_timed=False)  # fmt: skip
+), _layer_arrays)  # fmt: skip
 
 
 @torch.library.custom_op("lmn::local_complexity", mutates_args={"counts"})

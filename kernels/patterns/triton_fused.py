@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from lmn.kernels.patterns.triton_bits import at_breakpoints, first_hash, next_hash, packed, store_hash
-from lmn.kernels.triton_chain import MOST_BREAKPOINTS, activated, first_map, next_map
+from lmn.kernels.triton_chain import AT_ONCE, MOST_BREAKPOINTS, activated, first_map, next_map
 
 
 @triton.jit
@@ -81,7 +81,6 @@ def fused_patterns(
     WIDTH: tl.constexpr,
     POINTS: tl.constexpr,
     INS: tl.constexpr,
-    SOME: tl.constexpr,
     CORE0: tl.constexpr,
     CORE1: tl.constexpr,
     CORE2: tl.constexpr,
@@ -114,15 +113,15 @@ def fused_patterns(
     a, b, on_edge, to = _signs(z, a, b, on_edge, to, present, breakpoints, 0, units0, columns, BREAKPOINTS0, EDGES)
     if DEPTH > 1:
         u = activated(z, scales, straights, parameters, 0, columns, WIDTH, CORE0)
-        z = next_map(u, weights, biases, 0, columns, nothing, WIDTH, SOME, PRECISION)
+        z = next_map(u, weights, biases, 0, columns, nothing, WIDTH, AT_ONCE, PRECISION)
         a, b, on_edge, to = _signs(z, a, b, on_edge, to, present, breakpoints, 1, units1, columns, BREAKPOINTS1, EDGES)
     if DEPTH > 2:
         u = activated(z, scales, straights, parameters, 1, columns, WIDTH, CORE1)
-        z = next_map(u, weights, biases, 1, columns, nothing, WIDTH, SOME, PRECISION)
+        z = next_map(u, weights, biases, 1, columns, nothing, WIDTH, AT_ONCE, PRECISION)
         a, b, on_edge, to = _signs(z, a, b, on_edge, to, present, breakpoints, 2, units2, columns, BREAKPOINTS2, EDGES)
     if DEPTH > 3:
         u = activated(z, scales, straights, parameters, 2, columns, WIDTH, CORE2)
-        z = next_map(u, weights, biases, 2, columns, nothing, WIDTH, SOME, PRECISION)
+        z = next_map(u, weights, biases, 2, columns, nothing, WIDTH, AT_ONCE, PRECISION)
         a, b, on_edge, to = _signs(z, a, b, on_edge, to, present, breakpoints, 3, units3, columns, BREAKPOINTS3, EDGES)
     if EDGES:
         apart = tl.where(on_edge > 0, numbers + 1, 0)

@@ -28,7 +28,6 @@ from lmn.kernels.triton_host import (
     check_layers,
     first_arrays,
     forward_arrays,
-    names,
     numbered,
 )
 from lmn.kernels.triton_targets import IS_TRITON_3_2, Target
@@ -37,7 +36,6 @@ from lmn.kernels.triton_tuned import Choice, Tuned
 INS, UNITS = 16, 64
 _PACKED = 64  # points of a tile
 TAKES_GRIDS = not IS_TRITON_3_2  # whose compiler fails there: "transfer from register to shared"
-_KEY = ("GRID", "INDEXED", "EDGES", "DEPTH", "WIDTH", *names("CORE", MOST_DEPTH - 1), *names("BREAKPOINTS"), "n_in")
 
 
 def _narrow_arrays(given: dict[str, Any]) -> Arrays:
@@ -94,11 +92,11 @@ def _fits_32_rows(given: dict[str, Any], target: Target) -> bool:
 
 
 # Weights are loaded once a tile: the more of its rows, the fewer instructions.
-_NARROW = Tuned(fused_patterns, _KEY, (
-    Choice({"POINTS": 64, "SOME": AT_ONCE}, 4, roomy=True, fits=_fits_64_rows),
-    Choice({"POINTS": 32, "SOME": AT_ONCE}, 4, roomy=True, fits=_fits_32_rows),
-    Choice({"POINTS": 16, "SOME": AT_ONCE}, 8, roomy=True),
-), _narrow_arrays, is_timed=False)  # fmt: skip
+_NARROW = Tuned(fused_patterns, None, (
+    Choice({"POINTS": 64}, 4, roomy=True, fits=_fits_64_rows),
+    Choice({"POINTS": 32}, 4, roomy=True, fits=_fits_32_rows),
+    Choice({"POINTS": 16}, 8, roomy=True),
+), _narrow_arrays)  # fmt: skip
 
 
 def _fits_128_rows(given: dict[str, Any], target: Target) -> bool:
@@ -106,11 +104,11 @@ def _fits_128_rows(given: dict[str, Any], target: Target) -> bool:
     return target.backend == "hip" or not given["EDGES"] or (given["n_in"] % 16 == 0 and given["n_units"] % 16 == 0)
 
 
-_LAYER = Tuned(layer_of_patterns, ("EDGES", "LAST", "CORE", "BREAKPOINTS", "n_in", "n_units"), (
+_LAYER = Tuned(layer_of_patterns, None, (
     Choice({"ROWS": 128}, 8, 2, roomy=True, fits=_fits_128_rows), Choice({"ROWS": 32}, 8, 2, roomy=True)
-), _layer_arrays, is_timed=False)  # fmt: skip
-_PACK = Tuned(pack, (), (Choice({}, 4),), _pack_arrays)
-_HASH = Tuned(hashed, (), (Choice({}, 2),), _hash_arrays)
+), _layer_arrays)  # fmt: skip
+_PACK = Tuned(pack, None, (Choice({}, 4),), _pack_arrays)
+_HASH = Tuned(hashed, None, (Choice({}, 2),), _hash_arrays)
 
 
 @torch.library.custom_op("lmn::patterns", mutates_args={"words", "hashes"})
