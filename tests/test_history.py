@@ -190,7 +190,7 @@ def test_watch_cuts_names_before_numbers(width: int) -> None:
 def test_watch_of_nothing_yet(tmp_path: Path) -> None:
     empty = tmp_path / "history.jsonl"
     empty.touch()
-    assert "no measurement yet" in run("watch", empty, "--once")[1].replace("\n", " ")
+    assert "no measurement yet" in " ".join(run("watch", empty, "--once")[1].split())
     code, out = run("watch", tmp_path / "none.jsonl", "--once")
     assert code == 1
     assert "can't read" in out
