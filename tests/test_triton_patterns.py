@@ -1,5 +1,6 @@
 """Activation patterns by the Triton kernels in Triton's interpreter against the definition."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from lmn.grid import as_grid
 from lmn.kernels.jacobians.triton_gpu import TritonMaps
 from lmn.kernels.patterns import distinct, triton_gpu
 from lmn.kernels.patterns.distinct import DistinctPatterns
+from lmn.kernels.patterns.triton_fused import MOST_IN_A_ROW
 from lmn.kernels.patterns.triton_ops import TAKES_GRIDS, narrow_patterns
 from lmn.subject import Subject
 
@@ -93,18 +95,36 @@ def test_regular_grids(grid: Any, widths: tuple[int, ...]) -> None:
     check(mlp(widths), grid)
 
 
+def after(first: int, n: int = 150) -> list[int]:
+    return list(range(first, first + n))
+
+
+@pytest.mark.parametrize(
+    ("counts", "points"),
+    [
+        ([10_000] * 3, [123, 987_654_321_012, 999_999_999_999]),
+        ([10_000] * 3, after(999_999_999_940, 60)),
+        ([10_000, 2, 3], after(59_940, 60)),
+        ([2, 2, MOST_IN_A_ROW - 1], after(3 * (MOST_IN_A_ROW - 1) - 70)),
+        ([2, 2, MOST_IN_A_ROW], after(3 * MOST_IN_A_ROW - 70)),
+        ([2, 2**33, 2], after(2**34 - 70)),
+    ],
+    ids=["apart", "in a row", "short axes", "an axis of 32 bits", "an axis of more", "of 34 bits"],
+)
 @OF_WIDTHS
-def test_points_of_a_grid_far_along_it(widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers of points are 64 bits: some of 10^12 are looked at."""
-    model, small, large = mlp(widths), lmn.box(-2, 2, [2, 2, 2]), lmn.box(-2, 2, [10_000] * 3)
+def test_points_of_a_grid_far_along_it(
+    widths: tuple[int, ...], counts: list[int], points: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, small, large = mlp(widths), lmn.box(-2, 2, [2, 2, 2]), lmn.box(-2, 2, counts)
     seen, patterns = [], triton_gpu.patterns
     monkeypatch.setattr(triton_gpu, "patterns", lambda problem: (seen.append(problem), patterns(problem))[1])
     lmn.activation_patterns(model, small, backend="triton", progress=False)
     problem = replace(seen[0], lattice=replace(seen[0].lattice, counts=large.counts))
-    numbers = np.array([123, 987_654_321_012, 999_999_999_999])
+    numbers = np.array(points)
     words, _ = triton_gpu._by_points(problem).of(numbers)
-    expected = lmn.activation_patterns(model, large.at(torch.from_numpy(numbers)), backend="reference", progress=False)
-    np.testing.assert_array_equal(words.numpy().view(np.uint64), expected.words)
+    x = large.at(torch.from_numpy(numbers), like=torch.empty(0, dtype=torch.float64))
+    expected = lmn.activation_patterns(copy.deepcopy(model).double(), x, backend="reference", ids=True, progress=False)
+    np.testing.assert_array_equal(words.numpy().view(np.uint64), expected.words[expected.ids])
 
 
 @pytest.mark.skipif(not TAKES_GRIDS, reason="this Triton takes samples alone")

@@ -11,21 +11,44 @@ import triton.language as tl
 from lmn.kernels.patterns.triton_bits import at_breakpoints, first_hash, next_hash, packed, store_hash
 from lmn.kernels.triton_chain import AT_ONCE, MOST_BREAKPOINTS, activated, first_map, next_map
 
+MOST_IN_A_ROW = 2**32 - 2**10  # points of an axis that 32 bits count, and those of a tile after them
+
 
 @triton.jit
-def _on_the_grid(origin, steps, counts, points, n_axes, columns, WIDTH: tl.constexpr, POINTS: tl.constexpr):
-    """The first pre-activations, (POINTS, WIDTH), of the points of these numbers, the last axis fastest."""
+def _along(z, step, index):
+    """Moved by so many steps, (WIDTH,), along an axis: in two parts, each of which float32 can hold, and their sum can not."""
+    z += ((index >> 12) << 12).to(tl.float32)[:, None] * step[None, :]
+    return z + (index & 4095).to(tl.float32)[:, None] * step[None, :]
+
+
+@triton.jit
+def _of_a_grid(origin, steps, counts, points, n_axes, columns, WIDTH: tl.constexpr, POINTS: tl.constexpr):
+    """The first pre-activations, (POINTS, WIDTH), of the points of these numbers, int64, the last axis fastest."""
     z = tl.zeros((POINTS, WIDTH), tl.float32) + tl.load(origin + columns)[None, :]
     rest = points
     for back in range(n_axes):
         axis = n_axes - 1 - back
         count = tl.load(counts + axis)
-        step = tl.load(steps + axis * WIDTH + columns)[None, :]
-        index = rest % count
+        z = _along(z, tl.load(steps + axis * WIDTH + columns), rest % count)
         rest = rest // count
-        # In two parts, each of which float32 can hold, and their sum can not.
-        z += ((index >> 12) << 12).to(tl.float32)[:, None] * step
-        z += (index & 4095).to(tl.float32)[:, None] * step
+    return z
+
+
+@triton.jit
+def _in_a_row(origin, steps, counts, begin, n_axes, columns, WIDTH: tl.constexpr, POINTS: tl.constexpr):
+    """Of the points from number begin, int64, on; axes' counts are under 2^32 - POINTS.
+
+    Only the first one's number is divided as 64 bits, which takes far more instructions: the others are so many points on.
+    """
+    z = tl.zeros((POINTS, WIDTH), tl.float32) + tl.load(origin + columns)[None, :]
+    first, further = begin, tl.arange(0, POINTS).to(tl.uint32)
+    for back in range(n_axes):
+        axis = n_axes - 1 - back
+        count = tl.load(counts + axis)
+        index = (first % count).to(tl.uint32) + further
+        first = first // count
+        further = index // count.to(tl.uint32)
+        z = _along(z, tl.load(steps + axis * WIDTH + columns), index - further * count.to(tl.uint32))
     return z
 
 
@@ -92,11 +115,12 @@ def fused_patterns(
 ):
     """The patterns of points as words, (n_points, n_words), and their hashes, (n_points, 2); both int64.
 
-    With GRID the points are those from ``begin`` on of a regular grid, or with INDEXED those whose numbers are ``indices``,
-    and first_bias (WIDTH,) and steps (n_axes, WIDTH) are its origin and its steps by the first affine map; else they are x,
-    (n_points, n_in), and first (n_in, WIDTH). With EDGES the last word is the number of a point, and one, that is exactly at a
-    breakpoint, and 0 of the others. units0 and so on are how many units the layers have, and BREAKPOINTS0 and so on how many
-    breakpoints, the first of the layer's row in breakpoints, (DEPTH, MOST_BREAKPOINTS).
+    With GRID the points are those from ``begin`` on of a regular grid, or with INDEXED those whose numbers are ``indices``, as
+    they must be where an axis's count is MOST_IN_A_ROW or more; and first_bias (WIDTH,) and steps (n_axes, WIDTH) are its
+    origin and its steps by the first affine map. Else they are x, (n_points, n_in), and first (n_in, WIDTH). With EDGES the
+    last word is the number of a point, and one, that is exactly at a breakpoint, and 0 of the others. units0 and so on are how
+    many units the layers have, and BREAKPOINTS0 and so on how many breakpoints, the first of the layer's row in breakpoints,
+    (DEPTH, MOST_BREAKPOINTS).
     """
     places = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
     present = places < n_points
@@ -104,8 +128,10 @@ def fused_patterns(
     numbers = begin + places
     if INDEXED:
         numbers = tl.load(indices + places, mask=present, other=0)
-    if GRID:
-        z = _on_the_grid(first_bias, steps, counts, numbers, n_axes, columns, WIDTH, POINTS)
+    if GRID and INDEXED:
+        z = _of_a_grid(first_bias, steps, counts, numbers, n_axes, columns, WIDTH, POINTS)
+    elif GRID:
+        z = _in_a_row(first_bias, steps, counts, begin + tl.program_id(0).to(tl.int64) * POINTS, n_axes, columns, WIDTH, POINTS)
     else:
         z = first_map(x, first, first_bias, places, present, n_in, columns, WIDTH, POINTS, INS, PRECISION)
     a, b = first_hash(POINTS)

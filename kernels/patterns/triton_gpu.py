@@ -17,6 +17,7 @@ from lmn.kernels.jacobians.problem import Chain
 from lmn.kernels.patterns.bits import lines_of, tied
 from lmn.kernels.patterns.distinct import DistinctPatterns
 from lmn.kernels.patterns.problem import Lattice, Layout, Patterns, Problem
+from lmn.kernels.patterns.triton_fused import MOST_IN_A_ROW
 from lmn.kernels.patterns.triton_ops import TAKES_GRIDS, UNITS, hash_words, layer_patterns, narrow_patterns, pack_bits
 from lmn.kernels.pieces import breakpoints_of
 from lmn.kernels.program import Step
@@ -119,6 +120,10 @@ class _Narrow:
             "counts": torch.tensor(lattice.counts, dtype=torch.int64, device=narrow.device),
         }
 
+    @cached_property
+    def _counted_in_32_bits(self) -> bool:
+        return self._lattice is None or max(self._lattice.counts) < MOST_IN_A_ROW
+
     def of(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """The words and the hashes of points of ascending numbers."""
         problem, narrow = self._problem, self._narrow
@@ -132,7 +137,7 @@ class _Narrow:
             **self._points,
             **narrow.forward,
             **self._bends,
-            indices=None if _follow(indices) else _placed(indices, device),
+            indices=None if _follow(indices) and self._counted_in_32_bits else _placed(indices, device),
             begin=int(indices[0]),
             cores=narrow.cores,
             edges=problem.edges_apart,
