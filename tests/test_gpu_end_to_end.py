@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from pretended_gpu import moved, pretended_gpu
+from real_gpu import interpreted
 from test_default_device import BOX, LINE, MEASURED, QUIET, Model, X, images, narrow, pairs_of, seeded, smooth, wide
 from torch import Tensor, nn
 
 import lmn
 
 from models import LooksAtValues
+
+pytestmark = interpreted
 
 
 def test_devices_can_not_be_mixed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from real_gpu import DEVICE, interpreted
 from torch import nn
 
 import lmn
@@ -40,11 +41,11 @@ def cores(z, values, slopes, n, p0, p1, kink, CORE: tl.constexpr, BLOCK: tl.cons
 
 def at_cores(core: str, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values and slopes by Triton, of which nothing may be left unwritten."""
-    x = torch.from_numpy(z.astype(np.float32))
+    x = torch.from_numpy(z.astype(np.float32)).to(DEVICE)
     values, slopes = torch.full_like(x, 777.0), torch.full_like(x, 777.0)
     p0, p1 = PARAMETERS.get(core, (0, 0))
     cores[(triton.cdiv(len(x), 1024),)](x, values, slopes, len(x), float(p0), float(p1), -1.0, CORES.index(core), 1024)
-    return values.numpy().astype(np.float64), slopes.numpy().astype(np.float64)
+    return values.cpu().numpy().astype(np.float64), slopes.cpu().numpy().astype(np.float64)
 
 
 @pytest.mark.parametrize("core", CORES)
@@ -86,11 +87,11 @@ def test_pairs_are_numbered_as_on_the_cpu(n_points: int, n_rows: int | None) -> 
     starts = rows * (2 * n_points - rows - 1) // 2 if n_rows is None else rows * (n_points - n_rows)
     numbers = np.concatenate([ends, anywhere, starts, starts - 1, [len(pairs) - 1]])
     numbers = np.unique(numbers[(numbers >= 0) & (numbers < len(pairs))])
-    i, j = (torch.full((len(numbers),), -1, dtype=torch.int64) for _ in range(2))
+    i, j = (torch.full((len(numbers),), -1, dtype=torch.int64, device=DEVICE) for _ in range(2))
     pairs_of[(triton.cdiv(len(numbers), 256),)](
-        torch.from_numpy(numbers), i, j, len(numbers), n_points, n_rows or 0, n_rows is None, 256
+        torch.from_numpy(numbers).to(DEVICE), i, j, len(numbers), n_points, n_rows or 0, n_rows is None, 256
     )
-    low, high = i.numpy(), j.numpy()
+    low, high = i.cpu().numpy(), j.cpu().numpy()
     assert (low >= 0).all() and (low < high).all() and (high < n_points).all()  # noqa: PT018
     number = low * (2 * n_points - low - 1) // 2 + high - low - 1
     np.testing.assert_array_equal(number if n_rows is None else low * (n_points - n_rows) + high - n_rows, numbers)
@@ -218,6 +219,7 @@ def test_two_equal_samples_and_a_dead_network() -> None:
     assert torch.equal(got, torch.ones(5, 5))
 
 
+@interpreted
 def test_float64_and_other_machines_are_declined(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(5, 3)
     with pytest.raises(lmn.LmnError, match="it computes in float32, and the samples are float64"):

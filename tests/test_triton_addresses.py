@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from real_gpu import interpreted
 from torch import Tensor, nn
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -19,6 +20,8 @@ import lmn
 from lmn.kernels.connectivity import triton_ops as connectivity
 from lmn.kernels.connectivity.pairs import Pairs
 from lmn.kernels.triton_tuned import Launch, Tuned
+
+pytestmark = interpreted
 
 FAR = 1 << 31  # values
 

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from poison import poisoned_memory
+from real_gpu import compiled, interpreted
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 import lmn
 from lmn.kernels import triton_product_ops
@@ -103,6 +105,28 @@ def test_operators_live_under_torch_compile(name: str, calls: dict[str, Call]) -
     assert not all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(compiled, unwritten, strict=True))
 
 
+@compiled
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_live_in_cuda_graphs(name: str, calls: dict[str, Call]) -> None:
+    """Captured on a GPU and replayed on what its arrays hold by then."""
+    func, args, kwargs = calls[name]
+    expected = [value.cuda() for value in results(func, calls[name])]
+    captured: Any = (func, *_on_the_gpu((args, kwargs)))
+    results(func, captured)  # compiles it
+    arrays = [value for value in (*captured[1], *captured[2].values()) if isinstance(value, Tensor)]
+    before, graph = [value.clone() for value in arrays], torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        func(*captured[1], **captured[2])
+    for array, value in zip(arrays, before, strict=True):
+        array.copy_(value)
+    graph.replay()
+    torch.testing.assert_close(arrays, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def _on_the_gpu(value: Any) -> Any:
+    return tree_map_only(Tensor, Tensor.cuda, value)
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_are_what_they_say(name: str, calls: dict[str, Call]) -> None:
     """Of what they write and what they leave alone, of shapes, of what can be traced."""
@@ -183,6 +207,7 @@ def test_rows_of_another_length_are_refused() -> None:
         triton_product_ops.plain(torch.ones(0, 5), torch.ones(5, 3), torch.ones(8, 3))
 
 
+@interpreted
 def test_kernels_without_a_gpu_or_the_interpreter_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(ValueError, match="run on a GPU, or with TRITON_INTERPRET=1 in its interpreter; got arrays on cpu"):

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from real_gpu import interpreted, launches_elsewhere
 from test_jacobians import chain_of
 from test_local_complexity import mlp
 from test_triton import problem_of
-from torch import nn
+from torch import Tensor, nn
 
 import lmn
 from lmn.kernels.connectivity import triton_gpu as connectivity
@@ -24,6 +25,28 @@ from lmn.kernels.patterns import triton_gpu as patterns
 
 GPU = torch.device("meta")
 WIDTHS = [(5, 20, 17, 3), (5, 200, 70, 3)]  # one kernel, and a layer at a time
+
+
+@interpreted
+def test_launches_elsewhere_come_to_what_they_come_to_here() -> None:
+    """As on a GPU (real_gpu.py): by copies of their arrays, what is written into which is copied back."""
+    launched = list[int]()
+
+    def elsewhere(value: Tensor) -> Tensor:
+        launched.append(value.data_ptr())
+        return value.clone()
+
+    for widths in WIDTHS:
+        model, x = mlp(widths).float(), torch.randn(9, widths[0])
+        for measure in (lmn.connectivity, lmn.activation_patterns, lmn.jacobians):
+            expected = measure(model, x, backend="triton", progress=False)
+            del launched[:]
+            with launches_elsewhere(elsewhere):
+                found = measure(model, x, backend="triton", progress=False)
+            assert launched
+            if isinstance(found, lmn.ActivationPatterns):
+                found, expected = torch.from_numpy(found.words.view(np.int64)), torch.from_numpy(expected.words.view(np.int64))
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_waiting_and_mixing_are_noticed() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from real_gpu import DEVICE
 from test_jacobians import chain_of
 from test_local_complexity import mlp as double_mlp
 from test_triton import error_of, problem_of
@@ -15,7 +16,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 import lmn
 from lmn.kernels.jacobians.triton_gpu import TritonMaps
 from lmn.kernels.triton_product_ops import plain
-from lmn.kernels.triton_targets import precision_on
+from lmn.kernels.triton_targets import precision_on, target_of
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -132,10 +133,10 @@ def bits(found: lmn.ActivationPatterns) -> np.ndarray:
 def test_operators_take_it_as_a_parameter() -> None:
     a, weights = torch.randn(40, 60), torch.randn(60, 30)
     expected = a.double() @ weights.double()
-    errors = []
+    errors = dict[str, float]()
     for precision in ("", "ieee", "tf32x3", "tf32"):
         out = torch.empty(40, 30)
         plain(a, weights, out, precision=precision)
-        errors.append(off(out, expected))
-    assert errors[0] == errors[1]
-    assert max(errors[:3]) < 1e-6 < errors[3] < 1e-2
+        errors[precision] = off(out, expected)
+    assert errors[""] == errors[precision_on(target_of(DEVICE).backend)]
+    assert max(errors["ieee"], errors["tf32x3"]) < 1e-6 < errors["tf32"] < 1e-2

@@ -40,9 +40,10 @@ def launched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Kernels that were launched, all in the configuration of one number, or their last."""
     found = set[Tuned]()
 
-    def fitting(tuned: Tuned, _arguments: object, _target: Target) -> tuple[Choice, ...]:
+    def fitting(tuned: Tuned, arguments: dict[str, Any], target: Target) -> tuple[Choice, ...]:
         found.add(tuned)
-        return (tuned.choices[min(request.param, len(tuned.choices) - 1)],)
+        choices = [each for each in tuned.choices if target.backend == "cpu" or each.fits(arguments, target)]
+        return (choices[min(request.param, len(choices) - 1)],)
 
     monkeypatch.setattr(Tuned, "fitting", fitting)
     return found
