@@ -133,11 +133,11 @@ def bench_patterns(benchmark: BenchmarkFixture, case: str, name: str, device: to
         model, n_axes = network(widths), widths[0]
         grid: Any = lmn.box([-half] * n_axes, [half] * n_axes, side)
         n, points = side**n_axes, grid.points.to(device)
-        work = triton_work.patterns(n, widths, n_axes=n_axes)
+        work = triton_work.patterns(n, widths, rates.target, n_axes=n_axes)
     else:
         model, n = network(WIDE), n_samples
         points = torch.rand(n, WIDE[0], device=device, generator=torch.Generator(device).manual_seed(0))
-        grid, work = points, triton_work.patterns(n, WIDE)
+        grid, work = points, triton_work.patterns(n, WIDE, rates.target)
     model = model.to(device)
     with torch.no_grad():
         few = points[:: max(1, n // 500)]
@@ -183,4 +183,5 @@ def bench_local_complexity(
         function = function if name == "plain PyTorch" else baselines.compiled(function, smoke=smoke)
         run = lambda: torch_jacobians.local_complexity(model, x, 0.005, directions, function)  # noqa: E731
     case = f"local complexity, {'-'.join(map(str, widths))}, {n:,} samples"
-    gpu.measured(benchmark, case, name, run, device, rates, triton_work.local_complexity(n, widths, n_directions))
+    work = triton_work.local_complexity(n, widths, rates.target, n_directions)
+    gpu.measured(benchmark, case, name, run, device, rates, work)

@@ -23,17 +23,17 @@ def rates_of(device: torch.device, *, smoke: bool) -> Rates:
     Of products without TF32 a lane does two operations a clock, on AMD, where they are the matrix unit's, four. The first
     caches give a lane one byte a clock, and two where NVIDIA has 64 lanes beside one of them, on an A100. Tiles of few rows
     have half the rate of large ones where these are products of another kind (``Target.takes_64_rows``). The second cache is
-    read by a sum over rows that are all the same 8 MB.
+    read by a sum over rows that are all the same 8 MB, of an AMD's dies, of which each has 4 MB of it, 2.
     """
     n, size, repeats = (64, 1 << 10, 2) if smoke else (8192, 1 << 30, 256)
     a, b, out = (torch.randn(n, n, device=device) for _ in range(3))
     source = torch.empty(size, dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)
     memory = 2 * size / seconds_of(lambda: copy.copy_(source), device)
-    rows = torch.zeros(size // 512, dtype=torch.float32, device=device).expand(repeats, -1)
-    second_cache = 4 * rows.numel() / seconds_of(lambda: torch.sum(rows, 1), device)
     target = target_of(device)
     is_nvidia = target.backend == "cuda"
+    rows = torch.zeros(size // (512 if is_nvidia else 2048), dtype=torch.float32, device=device).expand(repeats, -1)
+    second_cache = 4 * rows.numel() / seconds_of(lambda: torch.sum(rows, 1), device)
     rate = {}
     for precision in ("highest", "high"):
         before = torch.get_float32_matmul_precision()
@@ -54,7 +54,7 @@ def rates_of(device: torch.device, *, smoke: bool) -> Rates:
     a100, h100, mi300x = RATES
     like = mi300x if not is_nvidia else h100 if target.takes_64_rows else a100
     return replace(
-        like, name="measured", matrix=matrix, of_tiles=of_tiles, instructions=lanes, memory=memory,
+        like, name="measured", target=target, matrix=matrix, of_tiles=of_tiles, instructions=lanes, memory=memory,
         cache=(1 + of_64_lanes) * lanes, second_cache=second_cache,
     )  # fmt: skip
 

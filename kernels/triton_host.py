@@ -80,8 +80,9 @@ class NarrowChain:
             parameters.append([act.p0, act.p1, act.kink])
             if number + 1 < self.depth and layer.weight is not None:
                 biases[number, : len(layer.bias)] = torch.tensor(layer.bias_of_core, device="cpu")
-        own = {"biases": biases, "scales": scales, "straights": straights, "parameters": torch.tensor(parameters, device="cpu")}
-        return {"weights": self.weights} | {name: value.float().to(self.device) for name, value in own.items()}
+        own = {"biases": biases, "scales": scales, "straights": straights}
+        placed = {name: value.to(self.device) for name, value in own.items()}
+        return {"weights": self.weights, "parameters": on(self.device, parameters)} | placed
 
     def bends(self, breakpoints: list[np.ndarray]) -> dict[str, Any]:
         """What kernels take that tell on which side of a layer's breakpoints its units are: of each layer its breakpoints."""
@@ -122,6 +123,19 @@ def wide_layers(chain: Chain, device: torch.device, *, slopes: bool = False) -> 
 def on(device: torch.device, values: Any) -> Tensor:
     """An array as float32 on a device, its rows one after the other."""
     return torch.tensor(values, dtype=torch.float32, device="cpu").contiguous().to(device)
+
+
+def as_rows(samples: Tensor) -> Tensor:
+    """(n, n_in), one after the other from a place on from which kernels load 16 bytes at once, as they are compiled to."""
+    rows = samples.detach().flatten(1).contiguous()
+    return rows if rows.data_ptr() % 16 == 0 else rows.clone()
+
+
+def rows_of(n_bytes: int, n_values: int) -> int:
+    """How many rows of so many float32 values there may be: one or more, and where it can be a number of them that leaves what
+    comes after them at a place as above."""
+    rows = n_bytes // (4 * n_values)
+    return rows // 4 * 4 or max(1, rows)
 
 
 def check_layers(scales: Tensor, cores: list[int]) -> tuple[int, int]:

@@ -3,11 +3,12 @@
 Rows go to memory after each layer and come from there. A kernel that kept them and streamed the weights would save that: by
 the model of triton_work.py, of all time on an H100 39 % of connectivity (three layers of 256 units), 31 % of Jacobians (two of
 256), 15 % of patterns and 9 % of local complexity (four of 200); and would take more from the caches for it, as fewer rows fit
-a program: connectivity/triton_wide.py has the numbers of the first, where it would save most.
+a program: connectivity/triton_wide.py has the numbers of the first, where it would save most; of the others nobody has them.
 
 Why not cuBLAS: of float32 it gives what has no matrix unit, 67 TFLOP/s on an H100 by the data sheet, or TF32 alone, of three
 digits, by a global switch. The products of those three layers of 256 would take 25 ms there at least, and 85 on an A100; these
-take 22 and 82 by the model, in which nothing overlaps, and what comes after them needs no pass of its own.
+take 22 and 82 by the model, in which nothing overlaps, and of all but connectivity what comes after them needs no pass of its
+own.
 """
 
 from __future__ import annotations

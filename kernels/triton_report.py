@@ -207,10 +207,10 @@ def table(progress: Callable[[str], object], *, thorough: bool = False) -> bool:
     progress("\nModelled times: operations and bytes over the data sheets' rates, one after the other; nobody measured them.")
     for gpu in RATES:
         progress(str(gpu))
-    for work in works():
-        progress(f"\n{work}")
-        for gpu in RATES:
+    for of_gpus in zip(*(works(gpu.target) for gpu in RATES), strict=True):
+        progress(f"\n{of_gpus[0].case}")
+        for gpu, work in zip(RATES, of_gpus, strict=True):
             of_parts = work.seconds(gpu)
             parts = ", ".join(f"{name} {seconds * 1e3:.3f}" for name, seconds in of_parts.items())
-            progress(f"  {gpu.name:<14} {sum(of_parts.values()) * 1e3:8.3f} ms: {parts}")
+            progress(f"  {gpu.name:<14} {sum(of_parts.values()) * 1e3:8.3f} ms: {parts}; {work}")
     return fits

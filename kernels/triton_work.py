@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import triton
 
 from lmn.kernels.triton_host import AT_ONCE, LEAST, MOST_DEPTH, MOST_WIDTH
+from lmn.kernels.triton_targets import Target
 
 if TYPE_CHECKING:
     from lmn.kernels.connectivity.triton_ops import Fused
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
 # vertex, through its activation, with the least and the greatest; of one through its activation with its sign and that one's
 # share of a hash, and of an axis of a grid; of an output that is summed up.
 _CORE, _OF_8_WARPS, _RELOADED, _WEIGHT, _OPERAND, _VERTEX = 34.0, 9.0, 11.0, 4.6, 15.0, 30.0
-_BITS, _AXIS, _SUM = 26.0, 24.0, 9.0
+_BITS, _AXIS, _SUM = 26.0, 10.0, 9.0
 _IN_PARTS = 1.2  # as many instructions, where a product does not fit the registers at once
 _TILE = 16  # rows of a narrow chain's tile, and inputs that go through its first map at a time
-_POINTS = {32: 64, 64: 32, 128: 16}  # rows of a tile of patterns, whose layers are forgotten, by its columns
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Rates:
 
     Attributes
     ----------
+    target : Target
     matrix, of_tiles : float
         Operations of the matrix unit, in tiles of 64 rows or more, and of fewer.
     products : int
@@ -72,6 +73,7 @@ class Rates:
     """
 
     name: str
+    target: Target
     matrix: float
     of_tiles: float
     products: int
@@ -99,10 +101,11 @@ _FROM_SHARED = Tile(32, 64, 0.85), Tile(64, 64, 0.28), Tile(128, 128, 0.153)
 # By the vendors' data sheets, dense: multiprocessors x lanes, or x bytes a clock, x the boost clock. Of the second cache by
 # their white papers: A100 5120 bytes a clock, MI300X 2048 of each of 8 dies; of H100's NVIDIA says nothing, taken as A100's.
 RATES = (
-    Rates("A100 SXM 80GB", 156e12, 156e12, 3, 108 * 64 * 1.41e9, 2.039e12, 108 * 128 * 1.41e9, 7.2e12, 1 << 17,
+    Rates("A100 SXM 80GB", Target("cuda"), 156e12, 156e12, 3, 108 * 64 * 1.41e9, 2.039e12, 108 * 128 * 1.41e9, 7.2e12, 1 << 17,
           *_THROUGH_REGISTERS),
-    Rates("H100 SXM", 494.7e12, 247e12, 3, 132 * 128 * 1.98e9, 3.35e12, 132 * 128 * 1.98e9, 7.2e12, 1 << 17, *_FROM_SHARED),
-    Rates("MI300X", 163.4e12, 163.4e12, 1, 304 * 64 * 2.1e9, 5.3e12, 304 * 64 * 2.1e9, 8 * 2048 * 2.1e9, 1 << 15,
+    Rates("H100 SXM", Target("cuda", takes_64_rows=True), 494.7e12, 247e12, 3, 132 * 128 * 1.98e9, 3.35e12, 132 * 128 * 1.98e9,
+          7.2e12, 1 << 17, *_FROM_SHARED),
+    Rates("MI300X", Target("hip"), 163.4e12, 163.4e12, 1, 304 * 64 * 2.1e9, 5.3e12, 304 * 64 * 2.1e9, 8 * 2048 * 2.1e9, 1 << 15,
           *_FROM_SHARED),
 )  # fmt: skip
 
@@ -144,7 +147,7 @@ class Work:
         return self.narrow + self.few + self.rows + self.large
 
     def __str__(self) -> str:
-        return f"{self.case}: {self.operations / 1e9:.1f} GFLOP of float32 products, {self.memory / 1e9:.2f} GB of memory"
+        return f"{self.operations / 1e9:.1f} GFLOP of float32 products, {self.memory / 1e9:.2f} GB of memory"
 
     def on(self, gpu: Rates) -> dict[str, float]:
         """Instructions of lanes, and bytes from the first caches and from the second."""
@@ -241,8 +244,10 @@ def connectivity_in_one_kernel(n: int, sizes: Fused, m: int = 21) -> Work:
     )
 
 
-def patterns(n: int, widths: tuple[int, ...], n_axes: int | None = None) -> Work:
+def patterns(n: int, widths: tuple[int, ...], target: Target, n_axes: int | None = None) -> Work:
     """Of n samples, or points of a grid of so many axes, without the sorting that finds the distinct ones."""
+    from lmn.kernels.patterns.triton_ops import NARROW
+
     units = widths[1:-1]
     width, words = _width(units), sum(triton.cdiv(each, 64) for each in units)
     case = f"patterns, {'-'.join(map(str, widths))}, {n:,} {'samples' if n_axes is None else 'points of a grid'}"
@@ -250,7 +255,7 @@ def patterns(n: int, widths: tuple[int, ...], n_axes: int | None = None) -> Work
     if width is None:
         run = sum((_product(n, a, b) for a, b in itertools.pairwise(widths[:-1])), Work(case))
         return run + Work("", instructions=n * sum(units) * (_BITS + 4), memory=2 * 8.0 * n * words)
-    tile = _POINTS[width]
+    tile = NARROW.fitting({"WIDTH": width, "EDGES": False}, target)[0].tile["POINTS"]
     points = _padded(n, tile)
     weights = (_padded(widths[0], _TILE) * width if n_axes is None else 0) + (len(units) - 1) * width**2
     instructions = width * (len(units) * _BITS + _AXIS * (n_axes or 0)) + weights / tile * _WEIGHT
@@ -294,8 +299,10 @@ def jacobians(n: int, widths: tuple[int, ...], *, grams: bool = False) -> Work:
     )
 
 
-def local_complexity(n: int, widths: tuple[int, ...], n_directions: int = 25) -> Work:
+def local_complexity(n: int, widths: tuple[int, ...], target: Target, n_directions: int = 25) -> Work:
     """At n samples, of so many pairs of vertices each."""
+    from lmn.kernels.local_complexity.triton_ops import NARROW
+
     n_in, *units, _ = widths
     width, vertices = _width(tuple(units)), 2 * n_directions
     case = f"local complexity, {'-'.join(map(str, widths))}, {n:,} samples of {vertices} vertices"
@@ -308,31 +315,32 @@ def local_complexity(n: int, widths: tuple[int, ...], n_directions: int = 25) ->
         )
         counted = Work("", instructions=rows * sum(units) * _VERTEX, memory=4.0 * n * vertices * units[0])
         return sum(layers, replace(first, case=case)) + counted
-    rows, between = n * _padded(vertices, _TILE), (len(units) - 1) * width**2
+    tile = NARROW.fitting({"WIDTH": width}, target)[0].tile["VERTICES"]
+    rows, between = n * _padded(vertices, tile), (len(units) - 1) * width**2
     return (
-        _loads(between, rows / _TILE, case)
+        _loads(between, rows / tile, case)
         + first
         + Work(
             "",
             narrow=2.0 * rows * between,
-            instructions=rows * (width * len(units) * _VERTEX + between / _TILE * _WEIGHT) * _parts(width),
+            instructions=rows * (width * len(units) * _VERTEX + between / tile * _WEIGHT) * _parts(width),
             memory=4.0 * n * width,
         )
     )
 
 
-def works() -> Iterator[Work]:
+def works(target: Target) -> Iterator[Work]:
     """The modelled cases."""
     small, wide = (2, 64, 64, 64, 1), (784, 200, 200, 200, 200, 10)
     yield connectivity(768, (100,), 31)
     yield connectivity(768, (100, 100), 31)
     yield connectivity(768, (128, 128, 128), 113)
     yield connectivity(768, (256, 256, 256), 10)
-    yield patterns(2048**2, small, n_axes=2)
-    yield patterns(1_000_000, wide)
+    yield patterns(2048**2, small, target, n_axes=2)
+    yield patterns(1_000_000, wide, target)
     yield jacobians(1024**2, small)
     yield jacobians(4096, (64, 256, 256, 10))
     yield jacobians(10_000, (64, 64, 64, 10), grams=True)
     yield jacobians(10_000, wide, grams=True)
-    yield local_complexity(10_000, (64, 64, 64, 10))
-    yield local_complexity(10_000, wide)
+    yield local_complexity(10_000, (64, 64, 64, 10), target)
+    yield local_complexity(10_000, wide, target)

@@ -165,7 +165,7 @@ def test_pairs_of_many_samples(far: Any) -> None:
     torch.manual_seed(0)
     z, y, weights = torch.randn(LAST, 32), torch.randn(LAST, 32), torch.randn(1, 32, 32)
     ones, none = torch.ones(1, 32), torch.zeros(1, 32)
-    rest = {"weights": weights, "scales": ones, "slopes": none, "parameters": torch.ones(1, 2), "noise": none[0],
+    rest = {"weights": weights, "scales": ones, "straights": none, "parameters": torch.ones(1, 2), "noise": none[0],
             "cores": [3], "n_rows": LAST, "n_out": 32, "m": 5, "sxx": 0.625, "constant": 0.0, "tolerance": 1.0}  # fmt: skip
     near = torch.full((LAST, LAST), 7.0)
     connectivity.narrow_pairs(z, 0 * z, y, 0 * y, **rest, first_row=0, first_column=0, out=near)
@@ -187,7 +187,7 @@ def test_deviations_of_many_pairs(first_program: dict[int, int], far: Any) -> No
     skipped = pairs // tile["PAIRS"] * tile["PAIRS"] - tile["PAIRS"]
     z = torch.randn(N, 2)
     one, none, numbers = torch.ones(2), torch.zeros_like(z), {"p0": 1.0, "p1": 0.0, "n_points": N, "n_rows": 0}
-    rest = {"z_high": z, "z_low": none, "scales": one, "slopes": one, **numbers, "n_units": 2, "m": 4, "ALL": True}
+    rest = {"z_high": z, "z_low": none, "scales": one, "straights": one, **numbers, "n_units": 2, "m": 4, "ALL": True}
     kernel, u = connectivity._DEVIATIONS.kernel, torch.randn(2, pairs - skipped, 2)
     u_far = far((2, pairs, 2), torch.float32)
     u_far[:, skipped:] = u

@@ -162,19 +162,33 @@ def test_norms_take_no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(written) < 100
 
 
-def test_whatever_torch_takes_for_its_default_dtype() -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [4, 150])
+def test_whatever_torch_takes_for_its_default_dtype(width: int, dtype: torch.dtype) -> None:
+    """Numbers of activations are no shorter for it."""
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
-    expected = lmn.jacobians(model, x, backend="triton", progress=False)
-    torch.set_default_dtype(torch.float64)
+    x = torch.randn(5, 3)
+    clamped, smooth = (
+        nn.Sequential(nn.Linear(3, width), act, nn.Linear(width, 4), nn.SELU(), nn.Linear(4, 2))
+        for act in (nn.Hardtanh(-0.3, 0.7), nn.Softplus(1.7))
+    )
+    clamped[3] = nn.ReLU6()
+    options: dict[str, Any] = {"backend": "triton", "progress": False}
+
+    def measured() -> list[np.ndarray]:
+        found = [lmn.jacobians(model, x, **options) for model in (clamped, smooth)]
+        found += [lmn.connectivity(model, x, m=4, **options) for model in (clamped, smooth)]
+        counts = lmn.local_complexity(clamped, x, r=1.0, n_directions=2, **options).counts
+        return [*map(np.asarray, found), counts, lmn.activation_patterns(clamped, x, **options).words]
+
+    expected = measured()
+    torch.set_default_dtype(dtype)
     try:
-        got = lmn.jacobians(model, x, backend="triton", progress=False)
-        lmn.connectivity(model, x, m=4, backend="triton", progress=False)
-        lmn.activation_patterns(model, x, backend="triton", progress=False)
-        lmn.local_complexity(model, x, n_directions=2, backend="triton", progress=False)
+        got = measured()
     finally:
         torch.set_default_dtype(torch.float32)
-    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_float64_is_declined() -> None:

@@ -141,8 +141,8 @@ def test_what_memory_takes_of_wide_layers_times() -> None:
     for work in (
         triton_work.connectivity(768, (256, 256, 256), 10),
         triton_work.jacobians(4096, (64, 256, 256, 10)),
-        triton_work.patterns(1_000_000, wide),
-        triton_work.local_complexity(10_000, wide),
+        triton_work.patterns(1_000_000, wide, h100.target),
+        triton_work.local_complexity(10_000, wide, h100.target),
     ):
         of_parts = work.seconds(h100)
         shares.append(round(100 * of_parts["memory"] / sum(of_parts.values())))

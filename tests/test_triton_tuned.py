@@ -174,6 +174,19 @@ def test_no_kernel_of_signs_is_timed(module: Any) -> None:
                 assert len(case.launch.tuned.fitting(case.launch.arguments, target)) == 1
 
 
+@pytest.mark.parametrize("width", [20, 150])
+def test_no_kernel_on_the_way_to_signs_is_timed(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the first map among them."""
+    launched, launch = set[Tuned](), Tuned.launch
+    monkeypatch.setattr(Tuned, "launch", lambda tuned, *args, **how: (launched.add(tuned), launch(tuned, *args, **how)))
+    model, x = mlp((3, width, 5, 2), nn.ReLU).float(), torch.randn(5, 3)
+    lmn.activation_patterns(model, x, backend="triton", progress=False)
+    of_patterns = len(launched)
+    lmn.local_complexity(model, x, n_directions=2, backend="triton", progress=False)
+    assert 0 < of_patterns < len(launched)
+    assert {tuned.key for tuned in launched} == {None}
+
+
 def test_a_graph_being_captured_takes_the_first(autotuners: list[Autotuner], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     kernel = Kernel()

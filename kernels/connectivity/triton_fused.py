@@ -24,10 +24,10 @@ def difference(high, low, j, i, width, columns, present):
 
 
 @triton.jit
-def deviation(t, z, dz, at_i, dcore, shift, scale, slope, p0, p1, CORE: tl.constexpr):
+def deviation(t, z, dz, at_i, dcore, shift, scale, straight, p0, p1, CORE: tl.constexpr):
     """The activation's deviation from its chord at a step t, where its argument deviates by shift; all (pairs, units)."""
     off_chord = core(z + t * dz + shift, p0, p1, CORE) - (at_i + t * dcore)
-    return scale * off_chord + slope * shift
+    return scale * off_chord + straight * shift
 
 
 @triton.jit
@@ -53,12 +53,12 @@ def at_ends(z_high, z_low, j, i, layer, width, columns, present, parameters, WID
 
 @triton.jit
 def layer_deviation(
-    t, z_of_i, dz, at_i, dcore, shift, scales, slopes, parameters, layer, columns, WIDTH: tl.constexpr, CORE: tl.constexpr
+    t, z_of_i, dz, at_i, dcore, shift, scales, straights, parameters, layer, columns, WIDTH: tl.constexpr, CORE: tl.constexpr
 ):
     z = tl.load(z_of_i + layer * WIDTH + columns)
     p0, p1 = tl.load(parameters + 2 * layer), tl.load(parameters + 2 * layer + 1)
-    scale, slope = tl.load(scales + layer * WIDTH + columns), tl.load(slopes + layer * WIDTH + columns)
-    return deviation(t, z[None, :], dz, at_i[None, :], dcore, shift, scale[None, :], slope[None, :], p0, p1, CORE)
+    scale, straight = tl.load(scales + layer * WIDTH + columns), tl.load(straights + layer * WIDTH + columns)
+    return deviation(t, z[None, :], dz, at_i[None, :], dcore, shift, scale[None, :], straight[None, :], p0, p1, CORE)
 
 
 @triton.jit
@@ -108,7 +108,7 @@ def fused_connectivity(
     y_low,
     weights,
     scales,
-    slopes,
+    straights,
     parameters,
     noise,
     out,
@@ -136,7 +136,7 @@ def fused_connectivity(
     """r² of sample i = first_row + program 0 with a tile of samples j, j > i and j >= first_column, to both places of ``out``.
 
     z are (n_points, DEPTH * WIDTH) and y (n_points, OUTPUTS), in two floats; weights (DEPTH, WIDTH, WIDTH), units to units;
-    scales and slopes (DEPTH, WIDTH); parameters (DEPTH, 2); noise (OUTPUTS,); all float32, zero where a layer is narrower;
+    scales and straights (DEPTH, WIDTH); parameters (DEPTH, 2); noise (OUTPUTS,); all float32, zero where a layer is narrower;
     ``nothing`` is 0. With RELOADS z of sample i and its differences from the others are loaded again at each step, and not kept
     in registers; products take SOME units at a time. What float32 can't do to the tolerance is NaN.
     """
@@ -165,22 +165,22 @@ def fused_connectivity(
         none = tl.zeros((PAIRS, WIDTH), tl.float32)
         if RELOADS:
             dz0 = difference(high, low, j, i, width, 0 * WIDTH + columns, wanted)
-        u = layer_deviation(t, z_of_i, dz0, at0, dc0, none, scales, slopes, parameters, 0, columns, WIDTH, CORE0)
+        u = layer_deviation(t, z_of_i, dz0, at0, dc0, none, scales, straights, parameters, 0, columns, WIDTH, CORE0)
         if DEPTH > 1:
             u = _through(u, here, 0, columns, nothing, WIDTH, SOME, PRECISION)
             if RELOADS:
                 dz1 = difference(high, low, j, i, width, 1 * WIDTH + columns, wanted)
-            u = layer_deviation(t, z_of_i, dz1, at1, dc1, u, scales, slopes, parameters, 1, columns, WIDTH, CORE1)
+            u = layer_deviation(t, z_of_i, dz1, at1, dc1, u, scales, straights, parameters, 1, columns, WIDTH, CORE1)
         if DEPTH > 2:
             u = _through(u, here, 1, columns, nothing, WIDTH, SOME, PRECISION)
             if RELOADS:
                 dz2 = difference(high, low, j, i, width, 2 * WIDTH + columns, wanted)
-            u = layer_deviation(t, z_of_i, dz2, at2, dc2, u, scales, slopes, parameters, 2, columns, WIDTH, CORE2)
+            u = layer_deviation(t, z_of_i, dz2, at2, dc2, u, scales, straights, parameters, 2, columns, WIDTH, CORE2)
         if DEPTH > 3:
             u = _through(u, here, 2, columns, nothing, WIDTH, SOME, PRECISION)
             if RELOADS:
                 dz3 = difference(high, low, j, i, width, 3 * WIDTH + columns, wanted)
-            u = layer_deviation(t, z_of_i, dz3, at3, dc3, u, scales, slopes, parameters, 3, columns, WIDTH, CORE3)
+            u = layer_deviation(t, z_of_i, dz3, at3, dc3, u, scales, straights, parameters, 3, columns, WIDTH, CORE3)
         u = _through(u, here, DEPTH - 1, outputs, nothing, WIDTH, SOME, PRECISION)
         s1 += u
         s2 += (t - 0.5) * u

@@ -14,7 +14,7 @@ from lmn.kernels import triton_product_ops as products
 from lmn.kernels.connectivity.problem import CONSTANT, TOLERANCE, Chain, Layer, Problem, Progress
 from lmn.kernels.connectivity.torch_eager import ByTheTail
 from lmn.kernels.connectivity.triton_ops import PAIRS, Fused, deviations, fused_for, narrow_pairs, r_squared
-from lmn.kernels.triton_host import on
+from lmn.kernels.triton_host import on, rows_of
 
 _SCRATCH_BYTES = 1 << 27  # of a layer of the wide kernels: a launch takes longer on the GPU than on the CPU
 _TILES_A_CALL = 1 << 22
@@ -73,7 +73,7 @@ def fused_arguments(chain: Chain, sizes: Fused, device: torch.device) -> dict[st
     """The arrays of a chain as the fused kernel takes them, zero where a layer is narrower."""
     depth, width, outputs = sizes.depth, sizes.width, sizes.outputs
     z, z_rest, weights = [], [], torch.zeros(depth, width, width, dtype=torch.float32, device="cpu")
-    scales, slopes, parameters = (
+    scales, straights, parameters = (
         torch.zeros(depth, width, dtype=torch.float32, device="cpu"),
         torch.zeros(depth, width, dtype=torch.float32, device="cpu"),
         torch.zeros(depth, 2, dtype=torch.float32, device="cpu"),
@@ -83,15 +83,15 @@ def fused_arguments(chain: Chain, sizes: Fused, device: torch.device) -> dict[st
         high, low = _in_two(layer.z, device, width)
         z.append(high)
         z_rest.append(low)
-        scale, slope = act.by_unit(n)
-        scales[number, :n], slopes[number, :n] = torch.tensor(scale, device="cpu"), torch.tensor(slope, device="cpu")
-        parameters[number] = torch.tensor([act.p0, act.p1], device="cpu")
+        scale, straight = act.by_unit(n)
+        scales[number, :n], straights[number, :n] = torch.tensor(scale, device="cpu"), torch.tensor(straight, device="cpu")
+        parameters[number] = torch.tensor([act.p0, act.p1], dtype=torch.float32, device="cpu")
         weight = np.eye(n) if layer.weight is None else layer.weight
         weights[number, :n, : len(weight)] = torch.from_numpy(weight.T)
     y, y_rest = _in_two(chain.y, device, outputs)
     noise = torch.zeros(outputs, dtype=torch.float32, device="cpu")
     noise[: len(chain.y)] = torch.from_numpy(chain.rounding_noise(np.float32))
-    own = {"weights": weights, "scales": scales, "slopes": slopes, "parameters": parameters, "noise": noise}
+    own = {"weights": weights, "scales": scales, "straights": straights, "parameters": parameters, "noise": noise}
     placed = {name: value.to(device) for name, value in own.items()}
     return {"z_high": torch.cat(z, 1), "z_low": torch.cat(z_rest, 1), "y_high": y, "y_low": y_rest} | placed
 
@@ -120,7 +120,7 @@ def _fill_wide(problem: Problem, out: Tensor, progress: Progress) -> None:
     assert problem.chain is not None
     chain, pairs, device = problem.chain, problem.pairs, out.device
     widest = max([len(chain.y), *(len(layer.z) for layer in chain.layers)])
-    chunk = max(1, _SCRATCH_BYTES // (4 * (problem.m - 2) * widest))
+    chunk = rows_of(_SCRATCH_BYTES, (problem.m - 2) * widest)
     y, y_rest = _in_two(chain.y, device)
     noise = torch.from_numpy(chain.rounding_noise(np.float32)).float().to(device)
     layers = [_WideLayer.of(layer, device) for layer in chain.layers]
@@ -149,7 +149,10 @@ class _WideLayer:
     @classmethod
     def of(cls, layer: Layer, device: torch.device) -> _WideLayer:
         act = layer.activation
-        (z_high, z_low), (scales, slopes) = _in_two(layer.z, device), (on(device, each) for each in act.by_unit(len(layer.z)))
-        arrays = {"z_high": z_high, "z_low": z_low, "scales": scales, "slopes": slopes}
+        (z_high, z_low), (scales, straights) = (
+            _in_two(layer.z, device),
+            (on(device, each) for each in act.by_unit(len(layer.z))),
+        )
+        arrays = {"z_high": z_high, "z_low": z_low, "scales": scales, "straights": straights}
         numbers = {"core": act.core_index, "p0": float(act.p0), "p1": float(act.p1)}
         return cls(arrays | numbers, None if layer.weight is None else on(device, layer.weight.T))

@@ -47,7 +47,7 @@ def _narrow_arrays(given: dict[str, Any]) -> Arrays:
     n_points, depth, width, outputs = (given[name] for name in ("n_points", "DEPTH", "WIDTH", "OUTPUTS"))
     z, y, of_units = (n_points, depth * width), (n_points, outputs), (depth, width)
     return single(
-        z_high=z, z_low=z, y_high=y, y_low=y, weights=(depth, width, width), scales=of_units, slopes=of_units,
+        z_high=z, z_low=z, y_high=y, y_low=y, weights=(depth, width, width), scales=of_units, straights=of_units,
         parameters=(depth, 2), noise=(outputs,), out=(n_points, n_points),
     )  # fmt: skip
 
@@ -56,7 +56,7 @@ def _deviations_arrays(given: dict[str, Any]) -> Arrays:
     n_units, n_pairs = given["n_units"], given["n_pairs"]
     _check_pairs(given)
     z = (given["n_points"], n_units)
-    return single(z_high=z, z_low=z, scales=(n_units,), slopes=(n_units,), u=(given["m"] - 2, n_pairs, n_units))
+    return single(z_high=z, z_low=z, scales=(n_units,), straights=(n_units,), u=(given["m"] - 2, n_pairs, n_units))
 
 
 def _sums_arrays(given: dict[str, Any]) -> Arrays:
@@ -96,7 +96,7 @@ def narrow_pairs(
     y_low: Tensor,
     weights: Tensor,
     scales: Tensor,
-    slopes: Tensor,
+    straights: Tensor,
     parameters: Tensor,
     noise: Tensor,
     cores: list[int],
@@ -127,7 +127,7 @@ def narrow_pairs(
         y_low=y_low,
         weights=weights,
         scales=scales,
-        slopes=slopes,
+        straights=straights,
         parameters=parameters,
         noise=noise,
         out=out,
@@ -154,7 +154,7 @@ def deviations(
     z_high: Tensor,
     z_low: Tensor,
     scales: Tensor,
-    slopes: Tensor,
+    straights: Tensor,
     first_pair: int,
     n_rows: int,
     core: int,
@@ -174,7 +174,7 @@ def deviations(
         z_high=z_high,
         z_low=z_low,
         scales=scales,
-        slopes=slopes,
+        straights=straights,
         u=u,
         p0=p0,
         p1=p1,
@@ -242,6 +242,11 @@ class Fused:
 
 
 def fused_for(units: list[int], n_out: int) -> Fused | None:
+    """What there is a fused kernel for.
+
+    Of three and four layers of 65 units or more it is by the model of triton_work.py a sixth slower on an H100 than a layer at
+    a time, and faster on the others: that is less than what the model is good to, and it takes no scratch memory.
+    """
     width, outputs = (max(LEAST, triton.next_power_of_2(n)) for n in (max(units), n_out))
     if len(units) > MOST_DEPTH or max(width, outputs) > MOST_WIDTH or (len(units) == MOST_DEPTH and outputs > AT_ONCE):
         return None

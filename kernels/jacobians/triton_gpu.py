@@ -15,7 +15,7 @@ from lmn.kernels.activations import STRAIGHT_CORES
 from lmn.kernels.jacobians.problem import Chain, Problem
 from lmn.kernels.jacobians.torch_eager import TailMaps
 from lmn.kernels.jacobians.triton_ops import MOST_NARROW_ROWS, MOST_ROWS, narrow_maps, wide_grams
-from lmn.kernels.triton_host import AT_ONCE, MOST_DEPTH, NarrowChain, on, wide_layers
+from lmn.kernels.triton_host import AT_ONCE, MOST_DEPTH, NarrowChain, as_rows, on, rows_of, wide_layers
 
 _SCRATCH_BYTES = 1 << 27  # of the rows between two products of a wide chain
 
@@ -89,7 +89,7 @@ class TritonMaps:
 
     def _swept_to(self, out: Tensor, sweep: Sweep, samples: Tensor, *, grams: bool) -> None:
         """Maps, or their rows' inner products, to out."""
-        narrow, x = self._narrow, samples.detach().flatten(1).contiguous()
+        narrow, x = self._narrow, as_rows(samples)
         if narrow is not None and not (grams and sweep.n_rows > MOST_NARROW_ROWS):
             narrow_maps(
                 x, narrow.first, narrow.first_bias, **narrow.forward, **sweep.padded,
@@ -97,7 +97,7 @@ class TritonMaps:
             )  # fmt: skip
             return
         widest = max(0 if grams else sweep.n_columns, *self._chain.units)
-        some = max(1, _SCRATCH_BYTES // (4 * widest * sweep.n_rows))
+        some = rows_of(_SCRATCH_BYTES, widest * sweep.n_rows)
         for part, to in zip(x.split(some), out.split(some), strict=True):
             self._wide(sweep, part, to, grams=grams)
 
@@ -110,16 +110,20 @@ class TritonMaps:
         assert slopes[0] is not None
         rows = start[None] * slopes[0][:, None]
         for number, (matrix, of_next) in enumerate(zip(matrices, slopes[1:], strict=True)):
-            if grams and number + 1 == len(matrices):
+            is_last = number + 1 == len(matrices)
+            if grams and is_last:
                 wide_grams(rows, matrix, of_next, out)
                 return
-            made = torch.empty(len(x), sweep.n_rows, matrix.shape[1], dtype=torch.float32, device=self._device)
+            made = out
+            if not (is_last and sweep.reverse):
+                made = torch.empty(len(x), sweep.n_rows, matrix.shape[1], dtype=torch.float32, device=self._device)
             if of_next is None:
                 products.plain(rows, matrix, made)
             else:
                 products.sloped(rows, matrix, of_next, sweep.n_rows, made)
             rows = made
-        out.copy_(rows if sweep.reverse else rows.mT)
+        if rows is not out:
+            out.copy_(rows if sweep.reverse else rows.mT)
 
     def _slopes(self, x: Tensor) -> list[Tensor]:
         """Of all layers at some points, each (n, units), by a product a layer."""

@@ -1,4 +1,4 @@
-"""The Triton kernel of Jacobians as PyTorch's operator, which torch.compile and CUDA graphs take as it is."""
+"""The Triton kernels of Jacobians as PyTorch's operators, which torch.compile and CUDA graphs take as they are."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from lmn.kernels import triton_product_ops as products
 from lmn.kernels.jacobians.problem import Chain
 from lmn.kernels.local_complexity.problem import Found, Layer, Problem
 from lmn.kernels.local_complexity.triton_ops import UNITS, layer_counts, narrow_counts
-from lmn.kernels.triton_host import NarrowChain, on, wide_layers
+from lmn.kernels.triton_host import NarrowChain, as_rows, on, rows_of, wide_layers
 
 _SAMPLE_BYTES = 1 << 28  # of the samples of a call
 _SCRATCH_BYTES = 1 << 27  # of the vertices' activations between two layers of a wide chain
@@ -27,7 +27,7 @@ def local_complexity(problem: Problem) -> Found:
     if not layers:
         return Found(layers, np.zeros((problem.n_points, 0), dtype=np.int64))
     neighbourhoods = _neighbourhoods(problem, chain)
-    parts = [neighbourhoods.counts(x.flatten(1).contiguous()) for _, x in problem.parts(neighbourhoods.most)]
+    parts = [neighbourhoods.counts(as_rows(x)) for _, x in problem.parts(neighbourhoods.most)]
     return Found(layers, torch.cat(parts).cpu().numpy().astype(np.int64))
 
 
@@ -66,7 +66,7 @@ class _Narrow:
 
     @property
     def most(self) -> int:
-        return max(1, _SAMPLE_BYTES // (4 * max(self.narrow.chain.n_in, self.narrow.width)))
+        return rows_of(_SAMPLE_BYTES, max(self.narrow.chain.n_in, self.narrow.width))
 
     @cached_property
     def _tables(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class _Wide:
     @property
     def most(self) -> int:
         a_sample = max(self.chain.n_in, 2 * len(self.shifts) * max(self.chain.units))
-        return max(1, _SCRATCH_BYTES // (4 * a_sample))
+        return rows_of(_SCRATCH_BYTES, a_sample)
 
     @cached_property
     def _layers(self) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ def _fits_more_vertices(given: dict[str, Any], target: Target) -> bool:
     return target.backend == "cuda" and bool(given["WIDTH"] == AT_ONCE)
 
 
-_NARROW = Tuned(fused_local_complexity, None, (
+NARROW = Tuned(fused_local_complexity, None, (
     Choice({"VERTICES": 32}, 8, roomy=True, fits=_fits_more_vertices),
     Choice({"VERTICES": 16}, 4, roomy=True, fits=at_once),
     Choice({"VERTICES": 16}, 8, roomy=True),
@@ -97,7 +97,7 @@ def narrow_counts(
     (n_points, _), (n_directions, _) = sizes_of("counts", counts, 2), sizes_of("steps", steps, 2)
     depth, width = check_layers(scales, cores)
     check_bends(n_units, n_breakpoints, depth, width)
-    _NARROW.launch(
+    NARROW.launch(
         (n_points,),
         at_samples=at_samples,
         weights=weights,

@@ -15,10 +15,12 @@ MOST_IN_A_ROW = 2**32 - 2**10  # points of an axis that 32 bits count, and those
 
 
 @triton.jit
-def _along(z, step, index):
-    """Moved by so many steps, (WIDTH,), along an axis: in two parts, each of which float32 can hold, and their sum can not."""
-    z += ((index >> 12) << 12).to(tl.float32)[:, None] * step[None, :]
-    return z + (index & 4095).to(tl.float32)[:, None] * step[None, :]
+def _along(z, step, index, count):
+    """Moved by so many steps, (WIDTH,), along an axis of so many points: in two parts where float32 can't hold their sum."""
+    if count > 16777216:
+        z += ((index >> 12) << 12).to(tl.float32)[:, None] * step[None, :]
+        index = index & 4095
+    return z + index.to(tl.float32)[:, None] * step[None, :]
 
 
 @triton.jit
@@ -29,7 +31,7 @@ def _of_a_grid(origin, steps, counts, points, n_axes, columns, WIDTH: tl.constex
     for back in range(n_axes):
         axis = n_axes - 1 - back
         count = tl.load(counts + axis)
-        z = _along(z, tl.load(steps + axis * WIDTH + columns), rest % count)
+        z = _along(z, tl.load(steps + axis * WIDTH + columns), rest % count, count)
         rest = rest // count
     return z
 
@@ -38,7 +40,8 @@ def _of_a_grid(origin, steps, counts, points, n_axes, columns, WIDTH: tl.constex
 def _in_a_row(origin, steps, counts, begin, n_axes, columns, WIDTH: tl.constexpr, POINTS: tl.constexpr):
     """Of the points from number begin, int64, on; axes' counts are under 2^32 - POINTS.
 
-    Only the first one's number is divided as 64 bits, which takes far more instructions: the others are so many points on.
+    Divisions take tens of instructions, of 64 bits far more: only the first one's number is divided. The others are so many
+    points on, and so in the same row of an axis, or in the next; where rows are shorter than a tile, 32 bits are divided.
     """
     z = tl.zeros((POINTS, WIDTH), tl.float32) + tl.load(origin + columns)[None, :]
     first, further = begin, tl.arange(0, POINTS).to(tl.uint32)
@@ -47,8 +50,10 @@ def _in_a_row(origin, steps, counts, begin, n_axes, columns, WIDTH: tl.constexpr
         count = tl.load(counts + axis)
         index = (first % count).to(tl.uint32) + further
         first = first // count
-        further = index // count.to(tl.uint32)
-        z = _along(z, tl.load(steps + axis * WIDTH + columns), index - further * count.to(tl.uint32))
+        further = (index >= count.to(tl.uint32)).to(tl.uint32)
+        if count < POINTS:
+            further = index // count.to(tl.uint32)
+        z = _along(z, tl.load(steps + axis * WIDTH + columns), index - further * count.to(tl.uint32), count)
     return z
 
 

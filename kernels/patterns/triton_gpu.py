@@ -21,7 +21,7 @@ from lmn.kernels.patterns.triton_fused import MOST_IN_A_ROW
 from lmn.kernels.patterns.triton_ops import TAKES_GRIDS, UNITS, hash_words, layer_patterns, narrow_patterns, pack_bits
 from lmn.kernels.pieces import breakpoints_of
 from lmn.kernels.program import Step
-from lmn.kernels.triton_host import NarrowChain, on, wide_layers
+from lmn.kernels.triton_host import NarrowChain, as_rows, on, rows_of, wide_layers
 
 _POINTS_A_CALL = 1 << 18
 _SAMPLE_BYTES = 1 << 28  # of the samples of a call
@@ -99,7 +99,7 @@ class _Narrow:
         self._lattice = problem.lattice if TAKES_GRIDS else None
         self.n_words = Layout.of(problem.program).n_words + problem.edges_apart
         n_in = 1 if self._lattice is not None else narrow.chain.n_in
-        self.most = min(_POINTS_A_CALL, max(1, _SAMPLE_BYTES // (4 * n_in)))
+        self.most = min(_POINTS_A_CALL, rows_of(_SAMPLE_BYTES, n_in))
 
     @cached_property
     def _bends(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class _Narrow:
         if not n:
             return words, hashes
         narrow_patterns(
-            None if lattice is not None else problem.samples(indices).flatten(1).contiguous(),
+            None if lattice is not None else as_rows(problem.samples(indices)),
             **self._points,
             **narrow.forward,
             **self._bends,
@@ -154,7 +154,7 @@ class _Wide:
         self._problem, self._chain, self._breakpoints = problem, chain, breakpoints
         self.n_words = Layout.of(problem.program).n_words + problem.edges_apart
         widest = max(chain.n_in if problem.lattice is None else len(self._coordinates), *chain.units)
-        self.most = min(_POINTS_A_CALL, max(1, _SAMPLE_BYTES // (4 * widest)))
+        self.most = min(_POINTS_A_CALL, rows_of(_SAMPLE_BYTES, widest))
 
     @cached_property
     def _layers(self) -> list[dict[str, Any]]:
@@ -203,7 +203,7 @@ class _Wide:
         """Samples; or where in a grid its points are, (n, n_coordinates)."""
         problem, lattice = self._problem, self._problem.lattice
         if lattice is None:
-            return problem.samples(indices).flatten(1).contiguous()
+            return as_rows(problem.samples(indices))
         places = torch.unravel_index(_placed(indices, problem.device), lattice.counts)
         parts = [places[axis] // _LOW if unit == _LOW else places[axis] % _LOW for axis, unit in self._coordinates]
         return torch.stack(parts, dim=1).float()

@@ -92,7 +92,7 @@ def _fits_32_rows(given: dict[str, Any], target: Target) -> bool:
 
 
 # Weights are loaded once a tile: the more of its rows, the fewer instructions.
-_NARROW = Tuned(fused_patterns, None, (
+NARROW = Tuned(fused_patterns, None, (
     Choice({"POINTS": 64}, 4, roomy=True, fits=_fits_64_rows),
     Choice({"POINTS": 32}, 4, roomy=True, fits=_fits_32_rows),
     Choice({"POINTS": 16}, 8, roomy=True),
@@ -138,7 +138,7 @@ def narrow_patterns(
     n, n_words = sizes_of("words", words, 2)
     depth, width = check_layers(scales, cores)
     check_bends(n_units, n_breakpoints, depth, width)
-    _NARROW.launch(
+    NARROW.launch(
         lambda tile: (triton.cdiv(n, tile["POINTS"]),),
         x=first_bias if x is None else x,
         first=first_bias if first is None else first,
