@@ -35,7 +35,7 @@ SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_53
 
 REGISTERS = {"sm_80": 65_536, "sm_90": 65_536, "sm_100": 65_536, "gfx942": 131_072}  # and in registers of 32 bits
 
-_TASKS_A_WORKER = 512
+_TASKS_A_POOL = 2048
 _LABEL = 104  # characters of the longest
 
 _MATRIX_UNIT = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)\b|\bv_(mfma)_")
@@ -184,6 +184,16 @@ def _done(thorough: bool, task: Task) -> Compiled:
     return replace(compiled(launch, launch.tuned.choices[choice], target), assembly="")  # long, and of no more use
 
 
+def _all_done(thorough: bool, tasks: list[Task]) -> Iterator[Compiled]:
+    """In workers that are new after some, as compilers keep of each kernel what it took.
+
+    Not by max_tasks_per_child: from Python 3.11 to 3.14 a pool hangs where its workers end (CPython's issue 115634).
+    """
+    for first in range(0, len(tasks), _TASKS_A_POOL):
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            yield from pool.map(partial(_done, thorough), tasks[first : first + _TASKS_A_POOL], chunksize=4)
+
+
 def table(progress: Callable[[str], object], *, thorough: bool = False) -> bool:
     """Compile everything for every target and tell a line each; whether all of it fits, and there is no target without."""
     fits = True
@@ -194,15 +204,13 @@ def table(progress: Callable[[str], object], *, thorough: bool = False) -> bool:
             progress(f"Nothing is compiled for {target}, and so it is not known to fit: {why}")
     progress(f"{'kernel':<{_LABEL}} {'target':<7} {'registers':>9} {'spills':>6} {'shared':>7}  matrix unit")
     tasks = sorted(_tasks(thorough))
-    # Compilers keep some of what each kernel took.
-    with ProcessPoolExecutor(mp_context=get_context("spawn"), max_tasks_per_child=_TASKS_A_WORKER) as pool:
-        for (number, choice, target), found in zip(tasks, pool.map(partial(_done, thorough), tasks, chunksize=4), strict=True):
-            case = _all(thorough)[number]
-            fits &= found.fits
-            matrix = ", ".join(f"{n} {name}" for name, n in found.matrix.items()) or "-"
-            label = f"{case.operation}: {case.label}, {case.launch.tuned.choices[choice]}".ljust(_LABEL)
-            note = "" if found.fits else "  DOES NOT FIT"
-            progress(f"{label} {target:<7} {found.registers:>9} {found.spills:>6} {found.shared:>7}  {matrix}{note}")
+    for (number, choice, target), found in zip(tasks, _all_done(thorough, tasks), strict=True):
+        case = _all(thorough)[number]
+        fits &= found.fits
+        matrix = ", ".join(f"{n} {name}" for name, n in found.matrix.items()) or "-"
+        label = f"{case.operation}: {case.label}, {case.launch.tuned.choices[choice]}".ljust(_LABEL)
+        note = "" if found.fits else "  DOES NOT FIT"
+        progress(f"{label} {target:<7} {found.registers:>9} {found.spills:>6} {found.shared:>7}  {matrix}{note}")
     progress(f"\n{len(tasks)} configurations: {'all fit, without a spill' if fits else 'not all fit, see above'}.")
     progress("\nModelled times: operations and bytes over the data sheets' rates, one after the other; nobody measured them.")
     for gpu in RATES:

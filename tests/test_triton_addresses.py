@@ -3,6 +3,7 @@
 Launches of real measurements are made again as the last ones of far longer arrays, whose files have no other pages.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -17,9 +18,12 @@ from torch import Tensor, nn
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 import lmn
+from lmn.activation_patterns import observe
+from lmn.grid import as_grid
 from lmn.kernels.connectivity import triton_ops as connectivity
 from lmn.kernels.connectivity.pairs import Pairs
 from lmn.kernels.triton_tuned import Launch, Tuned
+from lmn.subject import Subject
 
 pytestmark = interpreted
 
@@ -47,7 +51,7 @@ class Rows:
 MOST_PROGRAMS = 2**31 - 1
 
 ROWS = {
-    "patterns.triton_fused.fused_patterns": Rows(("x", "words", "hashes"), "n_points", "POINTS"),
+    "patterns.triton_fused.fused_patterns": Rows(("x", "indices", "words", "hashes"), "n_points", "POINTS"),
     "patterns.triton_wide.layer_of_patterns": Rows(("u", "out", "words", "edges"), "n_points", "ROWS"),
     "patterns.triton_bits.pack": Rows(("z", "words"), "n_points", "POINTS"),
     "patterns.triton_bits.hashed": Rows(("words", "hashes"), "n_points", "POINTS"),
@@ -72,31 +76,40 @@ def programs_of_tile(name: str, given: dict[str, Any]) -> int:
     return -(-given["n_units"] // given["UNITS"]) if "triton_wide.layer" in name else 1
 
 
+FLAGS = ("GRID", "INDEXED", "EDGES", "LAST", "FIRST", "MODE", "REVERSE", "SLOPED", "EPILOGUE")  # of which each is other code
+
+
 @pytest.fixture(scope="module")
-def launches() -> dict[str, Launch]:
-    """Of each kernel, its last launch in measurements, with its arrays as they are before it."""
-    found = dict[str, Launch]()
+def launches() -> dict[str, list[Launch]]:
+    """Of each kernel, the first launch in measurements by its flags, with its arrays as they are before it."""
+    found: dict[str, dict[tuple[Any, ...], Launch]] = {}
     launch = Tuned.launch
 
     def noted(tuned: Tuned, grid: Any, precision: str = "", **arguments: Any) -> None:
         given = {name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()}
         given |= tuned.choices[0].tile | ({"PRECISION": "ieee"} if "PRECISION" in tuned.kernel.arg_names else {})
-        found[name_of(tuned.kernel)] = Launch(tuned, given)
+        flags = tuple(given.get(flag) for flag in FLAGS)
+        found.setdefault(name_of(tuned.kernel), {}).setdefault(flags, Launch(tuned, given))
         launch(tuned, grid, precision, **arguments)
 
     torch.manual_seed(0)
-    x = torch.randn(5, 3)
+    x, grid = torch.randn(5, 3), lmn.box(-1, 1, [2, 3, 2])
+    options: dict[str, Any] = {"backend": "triton", "progress": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tuned, "launch", noted)
         for width in (9, 150):
             model = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4))
-            lmn.activation_patterns(model, x, backend="triton", progress=False)
+            for points, edges_apart in ((grid, False), (x, False), (x, True)):
+                with Subject(model, as_grid(points)) as subject:
+                    seen = observe(subject, edges_apart=edges_apart, ids=False, threads=1, **options)
+                    seen.words_at(np.array([1, 3]))
             for reduce in ("frobenius_norm", None):
-                lmn.jacobians(model, x, reduce=reduce, backend="triton", progress=False)
-            lmn.local_complexity(model, x, r=0.5, n_directions=2, backend="triton", progress=False)
+                lmn.jacobians(model, x, reduce=reduce, **options)
+                lmn.jacobians(model[1:], torch.randn(5, width), reduce=reduce, **options)
+            lmn.local_complexity(model, x, r=0.5, n_directions=2, **options)
         convolutions = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
-        lmn.activation_patterns(convolutions, torch.randn(5, 1, 3, 3), backend="triton", progress=False)
-    return found
+        lmn.activation_patterns(convolutions, torch.randn(5, 1, 3, 3), **options)
+    return {name: [*by_flags.values()] for name, by_flags in found.items()}
 
 
 @pytest.fixture
@@ -128,24 +141,36 @@ def far(tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_rows_far_away(name: str, launches: dict[str, Launch], first_program: dict[int, int], far: Any) -> None:
-    rows, launch = ROWS[name], launches[name]
-    near = {key: value.flatten(0, -2) if key in rows.arrays else value for key, value in launch.arguments.items()}
+def test_rows_far_away(name: str, launches: dict[str, list[Launch]], first_program: dict[int, int], far: Any) -> None:
+    """With all flags that there are, and so all of its arrays."""
+    seen = [array for launch in launches[name] for array in at_far_rows(name, launch, first_program, far)]
+    assert set(seen) == set(ROWS[name].arrays)
+
+
+def at_far_rows(name: str, launch: Launch, first_program: dict[int, int], far: Any) -> list[str]:
+    """What rows are read from and written to, which are the same there as near."""
+    rows = ROWS[name]
+    near = {
+        key: value.flatten(0, -2) if key in rows.arrays and value.ndim > 1 else value for key, value in launch.arguments.items()
+    }
     n = near[rows.number] if rows.number else len(near["counts"])
     tile = near[rows.tile] if rows.tile else 1
+    a_point = near.get("rows_a_point", 1)
     if name.endswith("gram_products"):  # all rows of points
-        tile -= tile % near["rows_a_point"]
-    arrays = [each for each in rows.arrays if each in near and len(near[each]) >= n]
+        tile -= tile % a_point
+    together = math.lcm(tile, a_point)  # rows: of whole tiles, and of whole points
+    arrays = [each for each in rows.arrays if each in launch.tuned.arrays(launch.arguments)]
     least = min(near[each].numel() // n for each in arrays)
     of_tile = programs_of_tile(name, near)
-    skipped = min(FAR // least // tile + 1, MOST_PROGRAMS // of_tile - n) * tile  # rows
+    skipped = min(FAR // least // together + 1, (MOST_PROGRAMS // of_tile - n) * tile // together) * together  # rows
     arguments = dict(near)
     if rows.number:
         arguments[rows.number] = skipped + n
+    if "begin" in near:  # the same points of a grid, and the same numbers
+        arguments["begin"] -= skipped
     for each in arrays:
         value = near[each]
-        of_row = len(value) // n
-        arguments[each] = far(((skipped + n) * of_row, *value.shape[1:]), value.dtype)
+        arguments[each] = far(((skipped + n) * len(value) // n, *value.shape[1:]), value.dtype)
         arguments[each][-len(value) :] = value
     first_program[0] = skipped // tile * of_tile
     grid = (-(-n // tile) * of_tile,)
@@ -153,7 +178,8 @@ def test_rows_far_away(name: str, launches: dict[str, Launch], first_program: di
     first_program[0] = 0
     launch.tuned.kernel[grid](**near)
     for each in arrays:
-        assert torch.equal(arguments[each][-len(near[each]) :], near[each])
+        torch.testing.assert_close(arguments[each][-len(near[each]) :], near[each], rtol=0, atol=0, equal_nan=True)
+    return arrays
 
 
 # ---- pairs of many samples ---------------------------------------------------------------------------------------------------

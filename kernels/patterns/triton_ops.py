@@ -43,10 +43,10 @@ def _narrow_arrays(given: dict[str, Any]) -> Arrays:
     arrays = forward_arrays(given) | single(breakpoints=(depth, MOST_BREAKPOINTS))
     if given["GRID"]:
         arrays |= single(first_bias=(width,), steps=(given["n_axes"], width)) | of_type(torch.int64, counts=(given["n_axes"],))
-        if given["INDEXED"]:
-            arrays |= of_type(torch.int64, indices=(n_points,))
     else:
         arrays |= first_arrays(given)
+    if given["INDEXED"]:
+        arrays |= of_type(torch.int64, indices=(n_points,))
     bits = (given[f"units{layer}"] * given[f"BREAKPOINTS{layer}"] for layer in range(depth))
     n_words = sum(triton.cdiv(n, 64) for n in bits) + given["EDGES"]
     return arrays | of_type(torch.int64, words=(n_points, n_words), hashes=(n_points, 2))
