@@ -35,7 +35,7 @@ from lmn.kernels.triton_tuned import Choice, Tuned
 
 INS, COLUMNS = 16, 32
 POINTS = 16  # of a tile: the rows of one instruction of the matrix unit
-MOST_ROWS = 64  # of a point, whose inner products are made in one kernel with the last product
+MOST_ROWS = 64  # of a point, whose inner products are made in one kernel with the last product; 128 spill, in 8 warps and in 16
 MOST_NARROW_ROWS = 32  # and in one kernel for all of a narrow chain
 _SHARED_BY = 2  # programs a multiprocessor
 _KEY = ("REVERSE", "ENDS", "MODE", "DEPTH", "WIDTH", "ROWS", *names("CORE"), "n_in", "n_columns")
