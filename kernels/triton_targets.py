@@ -9,7 +9,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-IS_TRITON_3_2 = triton.__version__.startswith("3.2.")
+IS_TRITON_3_2, IS_TRITON_3_8 = (triton.__version__.startswith(version) for version in ("3.2.", "3.8."))
 
 
 @dataclass(frozen=True)
