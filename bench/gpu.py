@@ -23,7 +23,7 @@ def rates_of(device: torch.device, *, smoke: bool) -> Rates:
     Of products without TF32 a lane does two operations a clock, on AMD, where they are the matrix unit's, four. The first
     caches give a lane one byte a clock, and two where NVIDIA has 64 lanes beside one of them, on an A100. Tiles of few rows
     have half the rate of large ones where these are products of another kind (``Target.takes_64_rows``). The second cache is
-    read by a sum over rows that are all the same 8 MB, of an AMD's dies, of which each has 4 MB of it, 2.
+    read by a sum over rows that are all the same 8 MB; on AMD, where each die has 4 MB of it, the same 2 MB.
     """
     n, size, repeats = (64, 1 << 10, 2) if smoke else (8192, 1 << 30, 256)
     a, b, out = (torch.randn(n, n, device=device) for _ in range(3))
@@ -51,8 +51,7 @@ def rates_of(device: torch.device, *, smoke: bool) -> Rates:
     lanes, matrix = rate["highest"] / (2 if is_nvidia else 4), rate["high" if is_nvidia else "highest"]
     of_tiles = matrix / 2 if target.takes_64_rows else matrix
     of_64_lanes = is_nvidia and torch.cuda.get_device_capability(device) == (8, 0)
-    a100, h100, mi300x = RATES
-    like = mi300x if not is_nvidia else h100 if target.takes_64_rows else a100
+    like = next((each for each in RATES if each.target == target), RATES[-1])
     return replace(
         like, name="measured", target=target, matrix=matrix, of_tiles=of_tiles, instructions=lanes, memory=memory,
         cache=(1 + of_64_lanes) * lanes, second_cache=second_cache,

@@ -44,8 +44,13 @@ def is_large(n_in: int, n_out: int) -> bool:
     return n_in % 16 == 0 and n_out % 16 == 0 and n_out > 64
 
 
+def _has_registers(target: Target) -> bool:
+    """Operands come from shared memory, or there are more registers, on AMD's GPUs."""
+    return target.takes_64_rows or target.backend == "hip"
+
+
 def _fits_128_columns(given: dict[str, Any], target: Target) -> bool:
-    return is_large(given["n_in"], given["n_out"]) and (target.takes_64_rows or target.backend == "hip")
+    return is_large(given["n_in"], given["n_out"]) and _has_registers(target)
 
 
 def _fits_128_columns_of_64_rows(given: dict[str, Any], target: Target) -> bool:
@@ -63,8 +68,8 @@ def _is_no_column(given: dict[str, Any], target: Target) -> bool:
 
 
 def _has_two_stages(target: Target) -> bool:
-    """Triton 3.8 takes more registers for both operands where they go through them."""
-    return target.takes_64_rows or target.backend == "hip" or not IS_TRITON_3_8
+    """Of operands that go through registers Triton 3.8 takes more of them."""
+    return _has_registers(target) or not IS_TRITON_3_8
 
 
 def _is_even_in_two_stages(given: dict[str, Any], target: Target) -> bool:

@@ -73,11 +73,7 @@ def fused_arguments(chain: Chain, sizes: Fused, device: torch.device) -> dict[st
     """The arrays of a chain as the fused kernel takes them, zero where a layer is narrower."""
     depth, width, outputs = sizes.depth, sizes.width, sizes.outputs
     z, z_rest, weights = [], [], torch.zeros(depth, width, width, dtype=torch.float32, device="cpu")
-    scales, straights, parameters = (
-        torch.zeros(depth, width, dtype=torch.float32, device="cpu"),
-        torch.zeros(depth, width, dtype=torch.float32, device="cpu"),
-        torch.zeros(depth, 2, dtype=torch.float32, device="cpu"),
-    )
+    scales, straights = (torch.zeros(depth, width, dtype=torch.float32, device="cpu") for _ in range(2))
     for number, layer in enumerate(chain.layers):
         act, n = layer.activation, len(layer.z)
         high, low = _in_two(layer.z, device, width)
@@ -85,14 +81,14 @@ def fused_arguments(chain: Chain, sizes: Fused, device: torch.device) -> dict[st
         z_rest.append(low)
         scale, straight = act.by_unit(n)
         scales[number, :n], straights[number, :n] = torch.tensor(scale, device="cpu"), torch.tensor(straight, device="cpu")
-        parameters[number] = torch.tensor([act.p0, act.p1], dtype=torch.float32, device="cpu")
         weight = np.eye(n) if layer.weight is None else layer.weight
         weights[number, :n, : len(weight)] = torch.from_numpy(weight.T)
     y, y_rest = _in_two(chain.y, device, outputs)
     noise = torch.zeros(outputs, dtype=torch.float32, device="cpu")
     noise[: len(chain.y)] = torch.from_numpy(chain.rounding_noise(np.float32))
-    own = {"weights": weights, "scales": scales, "straights": straights, "parameters": parameters, "noise": noise}
+    own = {"weights": weights, "scales": scales, "straights": straights, "noise": noise}
     placed = {name: value.to(device) for name, value in own.items()}
+    placed["parameters"] = on(device, [[layer.activation.p0, layer.activation.p1] for layer in chain.layers])
     return {"z_high": torch.cat(z, 1), "z_low": torch.cat(z_rest, 1), "y_high": y, "y_low": y_rest} | placed
 
 
@@ -149,10 +145,8 @@ class _WideLayer:
     @classmethod
     def of(cls, layer: Layer, device: torch.device) -> _WideLayer:
         act = layer.activation
-        (z_high, z_low), (scales, straights) = (
-            _in_two(layer.z, device),
-            (on(device, each) for each in act.by_unit(len(layer.z))),
-        )
+        z_high, z_low = _in_two(layer.z, device)
+        scales, straights = (on(device, each) for each in act.by_unit(len(layer.z)))
         arrays = {"z_high": z_high, "z_low": z_low, "scales": scales, "straights": straights}
         numbers = {"core": act.core_index, "p0": float(act.p0), "p1": float(act.p1)}
         return cls(arrays | numbers, None if layer.weight is None else on(device, layer.weight.T))
